@@ -1,0 +1,118 @@
+"""`BFTConfig`: what BFT adds to `trl.SFTConfig`."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import SFTConfig
+
+# What a checkpoint and a model card say about the objective, in this order.
+OBJECTIVE_FIELDS = (
+    "loss_type",
+    "bft_version",
+    "token_weighting",
+    "sample_weighting",
+    "group_size",
+    "confidence_mean",
+    "confidence_gamma",
+    "min_token_weight",
+)
+
+
+@dataclass
+class BFTConfig(SFTConfig):
+    r"""
+    Configuration class for the [`BFTTrainer`].
+
+    It inherits every parameter from `trl.SFTConfig` and adds the choice of objective. Checkpoints of one run are chosen
+    by the unweighted `eval_nll`, lower is better; compare *objectives* by task scores, since nll favours SFT by
+    construction. The options below act under `loss_type="bft"` only. Their meaning, defaults and choices are in the
+    fields' help texts (`python examples/train.py --help`).
+    """
+
+    loss_type: str = field(
+        default="bft",
+        metadata={
+            "help": "Objective: 'bft' (Balanced Fine-Tuning, https://arxiv.org/abs/2511.21075), 'nll' (plain SFT) or "
+            "'dft' (Dynamic Fine-Tuning, https://arxiv.org/abs/2508.05629).",
+            "choices": ["bft", "nll", "dft"],
+        },
+    )
+    bft_version: str = field(
+        default="v1",
+        metadata={
+            "help": "'v1' weighs a token by its probability, 'v3' by its probability relative to the tokens around it, "
+            "which keeps learning where the model knows little.",
+            "choices": ["v1", "v3"],
+        },
+    )
+    token_weighting: bool = field(default=True, metadata={"help": "Weigh tokens. False is the sample-only ablation."})
+    sample_weighting: bool = field(default=True, metadata={"help": "Weigh samples. False is the token-only ablation."})
+    group_size: int = field(
+        default=256,
+        metadata={"help": "Window length of the group confidence in supervised tokens; acts on longer samples only."},
+    )
+    confidence_mean: str = field(
+        default="geometric",
+        metadata={
+            "help": "Mean inside a v1 window: 'geometric' as in the reference code, 'arithmetic' as in the paper's text.",
+            "choices": ["geometric", "arithmetic"],
+        },
+    )
+    confidence_gamma: float = field(
+        default=1.0, metadata={"help": "Exponent on the minimum group confidence of v1: sample weight = 1 - p**gamma."}
+    )
+    min_token_weight: float = field(
+        default=0.0, metadata={"help": "Floor on the token weight, 0 is the paper. Try 0.1 where the signal vanishes."}
+    )
+
+    # Overridden defaults: checkpoints of one run are compared by the unweighted loss.
+    metric_for_best_model: str | None = field(
+        default="eval_nll", metadata={"help": "The metric that chooses the best checkpoint of this run."}
+    )
+    greater_is_better: bool | None = field(
+        default=None,
+        metadata={"help": "Whether a greater metric is better. Default: False for 'nll' and any '..._loss', else True."},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("loss_type", "bft_version", "confidence_mean"):
+            choices = self.__dataclass_fields__[name].metadata["choices"]
+            # TRL's own alias for "nll", which SFTConfig still translates with a deprecation warning.
+            if getattr(self, name) not in (*choices, *(["chunked_nll"] if name == "loss_type" else [])):
+                raise ValueError(f"`{name}={getattr(self, name)!r}` is not known: choose one of {choices}.")
+        if not isinstance(self.group_size, int) or isinstance(self.group_size, bool) or self.group_size < 1:
+            raise ValueError(
+                f"`group_size={self.group_size!r}` must be a whole number of supervised tokens, 1 or more (the paper uses 256)."
+            )
+        if not _is_number(self.confidence_gamma) or not 0 < self.confidence_gamma < math.inf:
+            raise ValueError(f"`confidence_gamma={self.confidence_gamma!r}` must be a number above 0 (1 is the paper).")
+        if not _is_number(self.min_token_weight) or not 0 <= self.min_token_weight <= 1:
+            raise ValueError(f"`min_token_weight={self.min_token_weight!r}` must lie in [0, 1] (0 is the paper).")
+        if self.bft_version == "v3" and (self.confidence_mean != "geometric" or self.confidence_gamma != 1):
+            raise ValueError(
+                f"`confidence_mean={self.confidence_mean!r}` and `confidence_gamma={self.confidence_gamma}` belong to "
+                "`bft_version='v1'`; v3 has an arithmetic mean and no gamma by definition. Leave both at their defaults."
+            )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"`label_smoothing_factor={self.label_smoothing_factor}` cannot be combined with the per-token "
+                "log-probabilities that all objectives here are made of. Set it to 0."
+            )
+        if self.packing and self.packing_strategy == "wrapped":
+            raise ValueError(
+                "`packing_strategy='wrapped'` cuts documents without leaving a trace of where, so samples can be neither "
+                "weighed nor counted. Use `packing_strategy='bfd'`."
+            )
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            # transformers takes any name that does not end in "loss" for a score.
+            self.greater_is_better = not self.metric_for_best_model.endswith(("nll", "loss"))
+        super().__post_init__()
+
+    def objective(self) -> dict[str, Any]:
+        """The fields that define the loss, by name: what goes into checkpoints and model cards."""
+        return {name: getattr(self, name) for name in OBJECTIVE_FIELDS}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,432 @@
+"""`BFTTrainer`: `trl.SFTTrainer` with the BFT reduction of the per-token log-probabilities, and its metrics."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from datasets import Dataset
+from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTTrainer
+
+from bft_trl.checkpoints import check_checkpoint, last_complete_checkpoint, write_text
+from bft_trl.config import BFTConfig
+from bft_trl.model_card import CARD_NAMES, PAPERS, objective_section
+from bft_trl.weighting import SupervisedTokens, Weights, bft_weights, supervised_tokens
+
+logger = get_logger(__name__)
+
+# What is summed over the samples of a step or an evaluation set; every logged figure is made of these sums.
+_SUMS = (
+    "samples",
+    "tokens",
+    "nll",
+    "objective",
+    "token_weight",
+    "sample_weight",
+    "sample_weight_squared",
+    "group_confidence",
+    "windowed",
+)
+# Marks a row through TRL's preparation, so that dropped rows can be named.
+_ROW = "_bft_row"
+
+
+class BFTTrainer(SFTTrainer):
+    """
+    Trainer for Balanced Fine-Tuning (BFT, https://arxiv.org/abs/2511.21075).
+
+    It takes everything that `trl.SFTTrainer` takes. The only change is the reduction of the per-token log-probabilities:
+    with `loss_type="bft"` each token is scaled by its weight, each sample by its own, and the loss is the mean over the
+    samples of the whole optimizer step (all micro-batches and ranks; a packed document is a sample). With `"nll"` and
+    `"dft"` the loss is TRL's own, bit for bit, and the same metrics are logged beside it.
+
+    Logged in training (pooled over the steps since the last log) and in evaluation (exact over the set, with `eval_`):
+    `nll` (unweighted, nats per token), the means `token_weight`, `sample_weight` and `group_confidence`,
+    `group_confidence_min`, `effective_sample_size` = (sum s)^2 / sum s^2 per step or evaluation set, and
+    `windowed_share`, the share of samples that are long enough for the confidence window to act.
+
+    Raises:
+        ValueError: at construction, for whatever the objective cannot honour, and for data without a supervised token.
+    """
+
+    _tag_names = ["trl", "bft"]
+
+    def __init__(self, model: Any, args: BFTConfig | None = None, **kwargs: Any) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = BFTConfig(f"{name.rstrip('/').split('/')[-1]}-BFT")
+        if not isinstance(args, BFTConfig):
+            raise TypeError(f"`args` must be a `BFTConfig`, got `{type(args).__name__}`: replace the class name.")
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError(
+                "`compute_loss_func` replaces the loss that `BFTTrainer` is there for. Remove it, or choose the "
+                "objective with `BFTConfig(loss_type=...)`."
+            )
+        if kwargs.get("train_dataset") is not None:
+            _check_dataset(kwargs["train_dataset"], args, kwargs.get("formatting_func"), "train")
+        _resolve_best_metric(args, kwargs.get("eval_dataset"))
+
+        loss_type = args.loss_type
+        self._name = CARD_NAMES[loss_type]
+        self._paper = PAPERS[loss_type]
+        # For TRL every objective but its own "dft" is an "nll" whose reduction we replace.
+        args.loss_type = "dft" if loss_type == "dft" else "nll"
+        try:
+            super().__init__(model, args=args, **kwargs)
+        finally:
+            args.loss_type = loss_type
+
+        parallelism = self.accelerator.parallelism_config
+        if parallelism is not None and (parallelism.sp_enabled or parallelism.cp_enabled or parallelism.tp_enabled):
+            raise ValueError(
+                "Sequence, context and tensor parallelism are not supported: a sample's confidence window needs all its "
+                "tokens on one rank. Use data parallelism (DDP, FSDP or ZeRO) instead of `parallelism_config`."
+            )
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ValueError(
+                "The model has no trainable parameter, so nothing would be learned. Pass a `peft_config`, load the "
+                "adapter with `PeftModel.from_pretrained(..., is_trainable=True)`, or unfreeze some parameters."
+            )
+        if loss_type == "bft":
+            # Our loss is divided by the samples of the whole step, so `Trainer` must not divide it again.
+            self.loss_is_scaled_for_ga = True
+        self._step_sums: list[torch.Tensor] = []  # of each step since the last log
+        self._eval_sums: list[torch.Tensor] = []  # of each evaluation batch
+        self._samples_seen, self._windowed_seen = 0.0, 0.0
+        self._warned: set[str] = set()
+
+    # --- the loss -----------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        # Called once per optimizer step. Under "bft" the items of a step are its samples, not its tokens.
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.args.loss_type == "bft" and batches and "labels" in batches[0]:
+            count = sum(_count_samples(batch) for batch in batches)
+            num_items = self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
+        self._step_sums.append(torch.zeros(len(_SUMS) + 1, dtype=torch.float64))
+        self._step_sums[-1][-1] = torch.inf
+        return batches, num_items
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a micro-batch: its share of the step's mean over samples.
+
+        `num_items_in_batch` is the number of samples in the step under "bft", None for the samples of this batch alone,
+        and TRL's number of tokens under "nll" and "dft".
+        """
+        forward = _RecordingForward(model)
+        # TRL's own loss and metrics, from the one forward whose per-token output we record and reduce ourselves.
+        result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = result if return_outputs else (result, None)
+        fused = forward.fused_output
+        tokens = supervised_tokens(fused.log_probs, fused.label_mask, _target_documents(inputs))
+        weights = self._weights(tokens)
+        if self.args.loss_type == "bft":
+            samples = len(tokens.lengths) if num_items_in_batch is None else num_items_in_batch
+            scale = (weights.sample / tokens.lengths).repeat_interleave(tokens.lengths) * weights.token
+            loss = -(scale * tokens.log_probs).sum() / torch.as_tensor(samples, device=scale.device).clamp(min=1)
+            if num_items_in_batch is not None:
+                loss = loss * self.accelerator.num_processes  # DDP averages the gradients over the ranks
+            if self.aux_loss_enabled:
+                steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+                loss = loss + self.router_aux_loss_coef * fused.aux_loss / steps
+        self._record(tokens, weights, rows=len(fused.label_mask))
+        return (loss, outputs) if return_outputs else loss
+
+    def _weights(self, tokens: SupervisedTokens) -> Weights:
+        """The weights of this objective. Group confidence is measured by the same rule for all objectives."""
+        args = self.args
+        weights = bft_weights(
+            tokens.log_probs,
+            tokens.lengths,
+            version=args.bft_version,
+            group_size=args.group_size,
+            confidence_mean=args.confidence_mean,
+            confidence_gamma=args.confidence_gamma,
+            min_token_weight=args.min_token_weight,
+        )
+        if args.loss_type == "dft":
+            weights = weights._replace(token=tokens.log_probs.detach().float().exp())
+        if args.loss_type == "nll" or (args.loss_type == "bft" and not args.token_weighting):
+            weights = weights._replace(token=torch.ones_like(weights.token))
+        if args.loss_type != "bft" or not args.sample_weighting:
+            weights = weights._replace(sample=torch.ones_like(weights.sample))
+        return weights
+
+    # --- the metrics --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _record(self, tokens: SupervisedTokens, weights: Weights, rows: int) -> None:
+        nll = -tokens.log_probs.detach().double()
+        sample = torch.arange(len(tokens.lengths), device=nll.device).repeat_interleave(tokens.lengths)
+
+        def per_sample(values: torch.Tensor) -> torch.Tensor:
+            return nll.new_zeros(len(tokens.lengths)).index_add(0, sample, values.double())
+
+        weighted = per_sample(weights.token.double() * nll)
+        columns = {
+            "samples": torch.ones_like(weighted),
+            "tokens": tokens.lengths,
+            "nll": per_sample(nll),
+            # nll and dft are means over tokens, bft is a mean over samples
+            "objective": weights.sample * weighted / tokens.lengths if self.args.loss_type == "bft" else weighted,
+            "token_weight": per_sample(weights.token),
+            "sample_weight": weights.sample,
+            "sample_weight_squared": weights.sample.double() ** 2,
+            "group_confidence": weights.group_confidence,
+            "windowed": weights.windowed,
+        }
+        table = torch.stack([columns[name].double() for name in _SUMS], dim=1)  # (B, len(_SUMS))
+        if self.model.training and self._step_sums:
+            step = self._step_sums[-1]
+            step[:-1] += table.sum(0).cpu()
+            step[-1] = torch.cat([step[-1:], weights.group_confidence.double().cpu()]).min()
+        elif not self.model.training:
+            # One line per row of the batch: `gather_for_metrics` then leaves out the rows that a sampler repeats to
+            # give every rank the same number.
+            by_row = table.new_zeros(rows, len(_SUMS) + 1)
+            by_row[:, :-1].index_add_(0, tokens.row, table)
+            by_row[:, -1] = torch.inf
+            by_row[:, -1] = by_row[:, -1].scatter_reduce(0, tokens.row, weights.group_confidence.double(), "amin")
+            gathered = self.accelerator.gather_for_metrics(by_row).cpu()
+            self._eval_sums.append(torch.cat([gathered[:, :-1].sum(0), gathered[:, -1].min()[None]]))
+
+    def _figures(self, sums: torch.Tensor) -> dict[str, float]:
+        """Logged figures from the (steps, sums + minimum) table of an interval; an evaluation set is one step."""
+        pooled = dict(zip(_SUMS, sums[:, :-1].sum(0).tolist(), strict=True))
+        samples, tokens = pooled["samples"], pooled["tokens"]
+        if samples == 0:
+            return {}
+        weight, squared = sums[:, _SUMS.index("sample_weight")], sums[:, _SUMS.index("sample_weight_squared")]
+        return {
+            "nll": pooled["nll"] / tokens,
+            "token_weight": pooled["token_weight"] / tokens,
+            "sample_weight": pooled["sample_weight"] / samples,
+            "group_confidence": pooled["group_confidence"] / samples,
+            "group_confidence_min": sums[:, -1].min().item(),
+            # a step in which every weight is 0 has an effective size of 0
+            "effective_sample_size": (weight**2 / squared.clamp(min=torch.finfo(torch.float64).tiny)).mean().item(),
+            "windowed_share": pooled["windowed"] / samples,
+        }
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._step_sums and "loss" in logs:
+            sums = torch.stack(self._step_sums)
+            self._step_sums = []
+            if self.accelerator.num_processes > 1:
+                ranks = self.accelerator.gather(sums[None].to(self.accelerator.device)).cpu()
+                sums = torch.cat([ranks[..., :-1].sum(0), ranks[..., -1:].amin(0)], dim=-1)
+            figures = self._figures(sums)
+            logs.update(figures)
+            self._warn_once(figures, sums)
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        prefix = kwargs.get("metric_key_prefix", args[2] if len(args) > 2 else "eval")
+        self._eval_sums = []
+        output = super().evaluation_loop(dataloader, description, *args, **kwargs)
+        sums = torch.stack(self._eval_sums) if self._eval_sums else torch.empty(0, len(_SUMS) + 1)
+        self._eval_sums = []
+        if len(sums):
+            total = torch.cat([sums[:, :-1].sum(0), sums[:, -1].min()[None]])[None]
+            figures = self._figures(total)
+            output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
+            # `Trainer` averages batch losses; the mean over the evaluation set does not depend on the batch size.
+            if figures:
+                unit = "samples" if self.args.loss_type == "bft" else "tokens"
+                loss = total[0, _SUMS.index("objective")] / total[0, _SUMS.index(unit)]
+                output.metrics[f"{prefix}_loss"] = loss.item()
+        return output
+
+    def _warn_once(self, figures: dict[str, float], sums: torch.Tensor) -> None:
+        args = self.args
+        if not figures or args.loss_type == "nll":
+            return
+        remedy = "`bft_version='v3'`, a floor such as `min_token_weight=0.1`, or a base model that knows the field better"
+        if args.loss_type == "dft":
+            remedy = f"`loss_type='bft'` with {remedy}"
+        uses_window = args.loss_type == "bft" and (args.sample_weighting or args.bft_version == "v3")
+        self._samples_seen += sums[:, _SUMS.index("samples")].sum().item()
+        self._windowed_seen += sums[:, _SUMS.index("windowed")].sum().item()
+        # From 20 samples on, a share of 5 % is at least one sample.
+        if uses_window and self._samples_seen >= 20 and self._windowed_seen < 0.05 * self._samples_seen:
+            self._warn(
+                "window",
+                f"Only {self._windowed_seen:.0f} of {self._samples_seen:.0f} samples are long enough for the confidence "
+                f"window of `group_size={args.group_size}` supervised tokens to act; for the others the group confidence "
+                "is the mean over the sample. Lower `group_size` to below the typical answer length if that is not "
+                "meant.",
+            )
+        if (args.loss_type == "dft" or args.token_weighting) and figures["token_weight"] < 0.01:
+            self._warn(
+                "vanishing",
+                f"The mean token weight is {figures['token_weight']:.4f}: the training signal vanishes where the model "
+                f"knows little. Try {remedy}.",
+            )
+        # The logged history is in the checkpoint too, so a resumed run still knows its start.
+        tenth = self.state.max_steps / 10
+        history = [(entry["step"], entry["nll"]) for entry in self.state.log_history if "nll" in entry]
+        start = [nll for step, nll in history if step <= max(tenth, history[0][0])]
+        if start and self.state.global_step > max(tenth, history[0][0]):
+            recent = [nll for step, nll in history if step > self.state.global_step - tenth] + [figures["nll"]]
+            before, now = sum(start) / len(start), sum(recent) / len(recent)
+            if now > before:
+                self._warn(
+                    "rising",
+                    f"The unweighted nll is {now:.3f} at step {self.state.global_step}, above its start of {before:.3f}: "
+                    f"the model unlearns the text it is trained on. Try {remedy}, or a lower `learning_rate`.",
+                )
+
+    def _warn(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning(message)
+
+    # --- the data -----------------------------------------------------------------------------------------------------
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: BFTConfig,
+        packing: bool,
+        formatting_func: Callable | None,
+        dataset_name: str,
+    ) -> Any:
+        """TRL's preparation, which drops rows without a supervised token in silence: they are counted and named here."""
+        _check_dataset(dataset, args, formatting_func, dataset_name)
+        if not isinstance(dataset, Dataset):  # a stream cannot be counted beforehand; such rows weigh nothing in a batch
+            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        ids = dataset["id"] if "id" in dataset.column_names else range(len(dataset))
+        dataset = dataset.add_column(_ROW, list(range(len(dataset))))
+        first_args = args
+        if packing:
+            # Packing comes in a second pass. It shuffles and, where it splits long documents, needs them whole.
+            first_args = copy.copy(args)
+            first_args.shuffle_dataset = False
+            first_args.max_length = None if args.packing_strategy == "bfd_split" else args.max_length
+        dataset = super()._prepare_dataset(
+            dataset, processing_class, first_args, False, formatting_func, dataset_name
+        ).filter(_has_target, input_columns="labels", desc=f"Checking {dataset_name} dataset for supervised tokens")
+        kept = set(dataset[_ROW])
+        dropped = [ids[row] for row in range(len(ids)) if row not in kept]
+        if not kept:
+            raise ValueError(
+                f"The {dataset_name} dataset has no supervised token in any of its {len(ids)} rows. Check "
+                f"`completion_only_loss`, `assistant_only_loss`, and whether `max_length={args.max_length}` cuts the "
+                "answers off."
+            )
+        if dropped:
+            named = ", ".join(str(name) for name in dropped[:10]) + (", ..." if len(dropped) > 10 else "")
+            logger.warning(
+                f"Dropped {len(dropped)} of {len(ids)} rows of the {dataset_name} dataset: they have no supervised "
+                f"token, as happens when `max_length={args.max_length}` cuts the whole answer off ({named})."
+            )
+        dataset = dataset.remove_columns(_ROW)
+        if packing:
+            dataset = super()._prepare_dataset(dataset, processing_class, args, True, None, dataset_name)
+        return dataset
+
+    # --- checkpoints and the model card -------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As `Trainer.train`; `resume_from_checkpoint=True` takes the last *complete* checkpoint and says which."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint, skipped = last_complete_checkpoint(Path(self.args.output_dir))
+            for folder, reason in skipped:
+                logger.warning(f"Skipped the incomplete checkpoint {folder}: {reason}.")
+            logger.warning(f"Resuming from {resume_from_checkpoint}.")
+        elif resume_from_checkpoint:
+            check_checkpoint(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def _save_checkpoint(self, model: PreTrainedModel, trial: Any) -> None:
+        if self.args.should_save:
+            # A checkpoint is complete once it has its trainer_state.json, which is written last. Overwriting an older
+            # run's folder must not leave that run's file beside half of our weights.
+            state = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}", "trainer_state.json")
+            state.unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            write_text(folder / "objective.json", json.dumps(self.args.objective(), indent=2) + "\n")
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            card = Path(self.args.output_dir, "README.md")
+            section = objective_section(self.args.objective())
+            write_text(card, card.read_text(encoding="utf-8").rstrip() + "\n\n" + section)
+
+
+class _RecordingForward:
+    """Calls the model and keeps the output of its fused LM head."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.fused_output: Any = None
+
+    def __call__(self, **inputs: Any) -> Any:
+        output = self.model(**inputs)
+        if inputs.get("fused_lm_head"):
+            self.fused_output = output
+        return output
+
+
+def _target_documents(inputs: dict[str, Any]) -> torch.Tensor | None:
+    """(B, S-1) index of the document of each target token, or None where every row is one document."""
+    if inputs.get("seq_idx") is not None:
+        return inputs["seq_idx"][:, 1:]
+    if inputs.get("position_ids") is not None and inputs.get("attention_mask") is None:
+        return (inputs["position_ids"] == 0).cumsum(1)[:, 1:]
+    return None
+
+
+def _count_samples(batch: dict[str, Any]) -> int:
+    mask = batch["labels"][:, 1:] != -100
+    return len(supervised_tokens(mask, mask, _target_documents(batch)).lengths)
+
+
+def _has_target(labels: list[int]) -> bool:
+    # Position 0 has no prediction.
+    return any(label != -100 for label in labels[1:])
+
+
+def _check_dataset(dataset: Any, args: BFTConfig, formatting_func: Callable | None, name: str) -> None:
+    if not isinstance(dataset, Dataset) or (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        return
+    if len(dataset) == 0:
+        raise ValueError(f"The {name} dataset is empty. Check the file, the split and any filter before it.")
+    columns = set(dataset.column_names)
+    formats = [{"prompt", "completion"}, {"messages"}, {"conversations"}, {args.dataset_text_field}, {"input_ids"}]
+    if formatting_func is None and not any(form <= columns for form in formats):
+        raise ValueError(
+            f"The {name} dataset has the columns {sorted(columns)}, but needs 'prompt' and 'completion', 'messages', "
+            f"'{args.dataset_text_field}' or 'input_ids'. Rename them, or set `dataset_text_field`."
+        )
+
+
+def _resolve_best_metric(args: BFTConfig, eval_dataset: Any) -> None:
+    """With several evaluation sets there is no `eval_nll`, only one per set: ask for a choice before training starts."""
+    if not isinstance(eval_dataset, dict) or args.metric_for_best_model not in ("nll", "eval_nll"):
+        return
+    names = [f"eval_{name}_nll" for name in eval_dataset]
+    if args.load_best_model_at_end or args.save_strategy == "best":
+        raise ValueError(
+            f"`metric_for_best_model='{args.metric_for_best_model}'` does not exist with several evaluation sets: "
+            f"choose one of {names}."
+        )
+    args.metric_for_best_model = None

@@ -1,0 +1,173 @@
+"""The method as pure torch: how much each token and each sample counts.
+
+Everything here works on the *supervised tokens of a step in one row*: `log_probs` has shape (N,), the samples stand one
+after another, and `lengths` (B,) says how many tokens each has. That layout is the same for padded rows, packed rows and
+ragged batches, needs no loop over samples and no tensor larger than the batch.
+
+    L_BFT = (1/B) sum_b s_b * (1/L_b) sum_t w_bt * (-log c_bt)        c = exp(log_probs)
+
+Sources: v1 is "Aligning LLMs with Biomedical Knowledge using Balanced Fine-Tuning" (https://arxiv.org/abs/2511.21075v1)
+and its reference code, v3 is the rule of PertMind, appendix A.2, eq. 20-24. No gradient flows through any weight.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+# Added to the local confidence of the v3 token weight, in float32. The paper does not state it; it decides what happens
+# where a whole window has c ~ 1e-8: below it the weights of such a window fade to 0 instead of staying at c / C_loc.
+V3_EPSILON = 1e-8
+
+
+class SupervisedTokens(NamedTuple):
+    """The supervised tokens of a batch in one row, see [`supervised_tokens`]. B counts samples that have a token."""
+
+    log_probs: torch.Tensor  # (N,) nats, keeps its gradient
+    lengths: torch.Tensor  # (B,) supervised tokens of each sample, at least 1
+    row: torch.Tensor  # (B,) the row of the batch that holds the sample
+
+
+class Weights(NamedTuple):
+    """Token and sample weights with the confidence that they come from; all float32 and without gradient."""
+
+    token: torch.Tensor  # (N,) in [0, 1]
+    sample: torch.Tensor  # (B,) in [0, 1]
+    group_confidence: torch.Tensor  # (B,) in [0, 1], the minimum group confidence of each sample
+    windowed: torch.Tensor  # (B,) bool, whether the sample is long enough for the window to act
+
+
+def supervised_tokens(
+    log_probs: torch.Tensor, mask: torch.Tensor, document: torch.Tensor | None = None
+) -> SupervisedTokens:
+    """The supervised tokens of a batch, sample after sample.
+
+    Args:
+        log_probs: (B, S) log-probability of each target token in nats; values outside `mask` are ignored.
+        mask: (B, S) bool, whether the target is supervised.
+        document: (B, S) integers that do not decrease along a row; a change starts a new document. One document is one
+            sample. None: every row is one sample.
+
+    Returns:
+        The tokens in reading order. Documents without a supervised token are no samples; an empty batch gives N = B = 0
+        and stays connected to the graph, so that a fully masked micro-batch has a gradient of zero.
+    """
+    rows, columns = mask.nonzero(as_tuple=True)
+    starts = torch.ones_like(rows, dtype=torch.bool)
+    starts[1:] = rows[1:] != rows[:-1]
+    if document is not None:
+        documents = document[rows, columns]
+        starts[1:] |= documents[1:] != documents[:-1]
+    first = starts.nonzero().squeeze(1)
+    end = torch.cat([first[1:], first.new_tensor([len(rows)])[: len(first)]])
+    return SupervisedTokens(log_probs[rows, columns], end - first, rows[first])
+
+
+def window_means(values: torch.Tensor, first: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+    """Mean of `values[first:end]` for each pair of bounds, (N,) -> (N,).
+
+    Sums are differences of one running sum in float64: exact to 1e-12 times the number of tokens. (A float32 running
+    sum over a long packed row would lose the small confidences that this method is about.)
+    """
+    # MPS has no float64; the row is tiny, so it goes through the CPU there.
+    wide = values.cpu().double() if values.device.type == "mps" else values.double()
+    total = torch.cat([wide.new_zeros(1), wide.cumsum(0)]).to(first.device)
+    return ((total[end] - total[first]) / (end - first)).to(values)
+
+
+def minimum_group_confidence(
+    log_probs: torch.Tensor, lengths: torch.Tensor, *, group_size: int, mean: str = "geometric"
+) -> torch.Tensor:
+    """The v1 sample confidence: the lowest mean confidence over any `group_size` consecutive supervised tokens.
+
+    Args:
+        log_probs: (N,) in nats.
+        lengths: (B,) tokens per sample.
+        group_size: window length g in supervised tokens, stride 1. A sample of up to g tokens is one window.
+        mean: "geometric", exp(mean log c), as in the reference code, or "arithmetic", mean c, as in the paper's text.
+
+    Returns:
+        (B,) in [0, 1].
+    """
+    first, end = _sample_bounds(lengths)
+    position = torch.arange(len(log_probs), device=log_probs.device)
+    # Windows that would leave the sample are moved back inside: full windows only, the last ones counted repeatedly.
+    left = torch.maximum(torch.minimum(position, end - group_size), first)
+    right = torch.minimum(left + group_size, end)
+    if mean == "geometric":
+        confidence = window_means(log_probs, left, right).exp()
+    else:
+        confidence = window_means(log_probs.exp(), left, right)
+    return _minimum_per_sample(confidence, lengths)
+
+
+def local_confidence(log_probs: torch.Tensor, lengths: torch.Tensor, *, group_size: int) -> torch.Tensor:
+    """The v3 confidence around each token: the mean of c over `group_size` tokens centred on it.
+
+    Args:
+        log_probs: (N,) in nats.
+        lengths: (B,) tokens per sample.
+        group_size: window length g. The extra token of an even window lies on the left. The window is clipped at the
+            sample's ends and divided by the tokens that it really holds.
+
+    Returns:
+        (N,) in [0, 1].
+    """
+    first, end = _sample_bounds(lengths)
+    position = torch.arange(len(log_probs), device=log_probs.device)
+    left = torch.maximum(position - group_size // 2, first)
+    right = torch.minimum(position + (group_size + 1) // 2, end)
+    # A running sum may leave -1e-12 where every c is 0.
+    return window_means(log_probs.exp(), left, right).clamp(min=0)
+
+
+@torch.no_grad()
+def bft_weights(
+    log_probs: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    version: str = "v1",
+    group_size: int = 256,
+    confidence_mean: str = "geometric",
+    confidence_gamma: float = 1.0,
+    min_token_weight: float = 0.0,
+) -> Weights:
+    """Token weights w and sample weights s of BFT.
+
+    v1: w = c, s = 1 - p_conf ** gamma with the minimum group confidence p_conf.
+    v3: w = clip(c / (C_loc + 1e-8), 0, 1), s = 1 - min C_loc with the local confidence C_loc.
+
+    Args:
+        log_probs: (N,) in nats, any float dtype; the weights are computed in float32 or better.
+        lengths: (B,) tokens per sample, sum N.
+        version: "v1" or "v3".
+        group_size: window length in supervised tokens.
+        confidence_mean: v1 only, see [`minimum_group_confidence`].
+        confidence_gamma: v1 only, exponent on the minimum group confidence.
+        min_token_weight: floor on w; 0 is the paper.
+    """
+    # Rounding can put a log-probability just above 0; a probability is at most 1.
+    log_probs = log_probs.detach().to(torch.promote_types(log_probs.dtype, torch.float32)).clamp(max=0)
+    probs = log_probs.exp()
+    if version == "v1":
+        confidence = minimum_group_confidence(log_probs, lengths, group_size=group_size, mean=confidence_mean)
+        token, sample = probs, 1 - confidence**confidence_gamma
+        windowed = lengths > group_size
+    else:
+        local = local_confidence(log_probs, lengths, group_size=group_size)
+        confidence = _minimum_per_sample(local, lengths)
+        token, sample = (probs / (local + V3_EPSILON)).clamp(0, 1), 1 - confidence
+        # The first token's window ends after (g + 1) // 2 tokens: from there on some window is not the whole sample.
+        windowed = lengths > (group_size + 1) // 2
+    return Weights(token.clamp(min=min_token_weight), sample.clamp(0, 1), confidence, windowed)
+
+
+def _sample_bounds(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First position of each token's sample, and the one behind its last: two (N,) tensors."""
+    end = lengths.cumsum(0)
+    return (end - lengths).repeat_interleave(lengths), end.repeat_interleave(lengths)
+
+
+def _minimum_per_sample(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """(N,) -> (B,)"""
+    sample = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    return values.new_full((len(lengths),), torch.inf).scatter_reduce(0, sample, values, "amin")

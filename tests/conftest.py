@@ -1,0 +1,99 @@
+"""A tiny Llama and a byte tokenizer, built in memory: the real loading and training code runs on them without a network."""
+
+import os
+from pathlib import Path
+
+# Read when the libraries are imported: no test may reach out.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bft_trl import BFTConfig
+
+SPECIAL = ["<pad>", "<bos>", "<eos>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<bos>' + message['role'] + ':' + message['content'] + '<eos>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<bos>assistant:' }}{% endif %}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(SPECIAL + alphabet)}
+    # Without merges every byte is a token.
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_model(seed: int = 0, **overrides: object) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        **{
+            "vocab_size": 259,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            # Large enough for confidences that differ: at the usual 0.02 every token has probability 1/V.
+            "initializer_range": 0.3,
+            **overrides,
+        }
+    )
+    return LlamaForCausalLM(config)
+
+
+def sample_rows(count: int, *, seed: int = 0, longest: int = 40) -> list[dict[str, str]]:
+    generator = torch.Generator().manual_seed(seed)
+    letters = "abcdefgh "
+    rows = []
+    for _ in range(count):
+        prompt, answer = (int(torch.randint(2, longest, (), generator=generator)) for _ in range(2))
+        text = "".join(letters[int(i)] for i in torch.randint(0, len(letters), (prompt + answer,), generator=generator))
+        rows.append({"prompt": text[:prompt], "completion": text[prompt:]})
+    return rows
+
+
+def build_config(output_dir: Path | str, **overrides: object) -> BFTConfig:
+    """float32 on the CPU without anything random but the data order."""
+    return BFTConfig(
+        **{
+            "output_dir": str(output_dir),
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            "group_size": 8,
+            **overrides,
+        }
+    )
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return Dataset.from_list(sample_rows(8))
