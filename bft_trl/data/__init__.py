@@ -1,0 +1,1 @@
+"""Training data: gene sets, tables, and the leakage check."""
