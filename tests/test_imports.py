@@ -1,0 +1,56 @@
+"""Arrows point down only, and importing the package costs next to nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "bft_trl"
+# What each module may import of ours, at most.
+ALLOWED = {
+    "weighting": set(),
+    "prompts": set(),
+    "checkpoints": set(),
+    "model_card": set(),
+    "config": set(),
+    "demo_model": set(),
+    "report.curves": set(),
+    "trainer": {"checkpoints", "config", "model_card", "weighting"},
+    "data.tables": set(),
+    "data.leakage": set(),
+    "data.gene_sets": {"checkpoints", "data.leakage", "data.tables", "prompts"},
+    "cli": {"data.gene_sets", "data.leakage", "data.tables"},
+    "": {"config", "trainer", "data.gene_sets"},
+    "data": set(),
+    "report": set(),
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        found |= {name.removeprefix("bft_trl.") for name in names if name.startswith("bft_trl.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_arrows_point_down(path):
+    module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+    assert imports_of(path) <= ALLOWED[module]
+
+
+def test_import_is_light():
+    """Neither torch nor trl nor pandas is loaded before a name is used: that is what keeps it under half a second."""
+    code = "import sys, bft_trl, bft_trl.prompts; print([m for m in ('torch', 'trl', 'pandas') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_unknown_name():
+    import bft_trl
+
+    with pytest.raises(AttributeError, match="BFTtrainer"):
+        _ = bft_trl.BFTtrainer

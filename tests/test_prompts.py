@@ -1,0 +1,56 @@
+import pytest
+
+from bft_trl.prompts import conversation, gene_set_answer, gene_set_prompt, parse_process
+
+
+def test_prompt_and_answer_by_hand():
+    prompt = gene_set_prompt(["TP53", "MDM2"])
+    assert prompt.endswith("Genes: TP53, MDM2")
+    assert '"Process: <name>" on the first line' in prompt
+    assert "nothing else" in gene_set_prompt(["TP53"], analysis=False)
+    names = {"A": "alpha", "B": "beta", "C": "gamma", "D": "delta"}
+    assert gene_set_answer("x") == "Process: x"
+    assert gene_set_answer("x", definition="A\n process.", gene_names=names) == (
+        "Process: x\n\nA process. Of these genes, A is alpha, B is beta and C is gamma."
+    )
+    assert gene_set_answer("x", definition="D.", gene_names={"A": "alpha"}) == "Process: x\n\nD. Of these genes, A is alpha."
+    assert gene_set_answer("x", definition="D.") == "Process: x\n\nD."
+
+
+def test_empty_gene_list():
+    with pytest.raises(ValueError, match="`genes` is empty"):
+        gene_set_prompt([])
+
+
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        ("Process: DNA repair\n\nBecause", "DNA repair"),
+        ("**Process: DNA repair**\nBecause", "DNA repair"),
+        ('**Process:** "DNA repair"', "DNA repair"),
+        ("process:DNA repair", "DNA repair"),
+        ("Sure!\n\nProcess: a\nProcess: b", "a"),
+        ("Process:\nDNA repair", None),
+        ("Process:   ", None),
+        ("The process: unknown", None),
+        ("", None),
+        ("Process: " + "x" * 100_000, "x" * 100_000),
+        ("Process: 修復 <script>", "修復 <script>"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_parse_process(answer, name):
+    assert parse_process(answer) == name
+
+
+def test_answer_parses_back():
+    for name in ("nucleotide-excision repair, DNA incision", "G1/S transition", "tRNA 5'-end processing"):
+        assert parse_process(gene_set_answer(name, definition="D.")) == name
+
+
+def test_conversation_is_trl_form():
+    from trl.data_utils import is_conversational
+
+    row = conversation("q", "a")
+    assert is_conversational(row)
+    assert set(row) == {"prompt", "completion"}

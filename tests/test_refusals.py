@@ -1,0 +1,122 @@
+"""What cannot be honoured, and data that cannot be trained on: one clear error before training starts."""
+
+import pytest
+from conftest import build_config, build_model, build_tokenizer, sample_rows
+from datasets import Dataset
+from peft import LoraConfig
+from test_trainer import SGD, build, logged
+from trl import SFTConfig
+
+from bft_trl import BFTTrainer
+from bft_trl.trainer import _check_parallelism
+
+
+def trainer(tmp_path, rows=None, *, config=None, **options):
+    return BFTTrainer(
+        options.pop("model", None) or build_model(),
+        args=build_config(tmp_path, **(config or {})),
+        train_dataset=Dataset.from_list(sample_rows(4) if rows is None else rows),
+        processing_class=build_tokenizer(),
+        **options,
+    )
+
+
+def test_compute_loss_func(tmp_path):
+    with pytest.raises(ValueError, match="`compute_loss_func`.*loss_type"):
+        trainer(tmp_path, compute_loss_func=lambda *_, **__: 0)
+
+
+def test_adapter_on_the_head(tmp_path):
+    lora = LoraConfig(target_modules=["lm_head", "q_proj"], task_type="CAUSAL_LM")
+    with pytest.raises(ValueError, match="lm_head"):
+        trainer(tmp_path, model=build_model(tie_word_embeddings=False), peft_config=lora)
+
+
+def test_plain_sft_config(tmp_path):
+    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    with pytest.raises(TypeError, match="`args` must be a `BFTConfig`, got `SFTConfig`"):
+        BFTTrainer(build_model(), args=args, train_dataset=Dataset.from_list(sample_rows(2)))
+
+
+def test_nothing_trainable(tmp_path):
+    model = build_model()
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameter.*peft_config"):
+        trainer(tmp_path, model=model)
+
+
+def test_missing_column(tmp_path):
+    with pytest.raises(ValueError, match=r"columns \['answer', 'question'\].*'prompt' and 'completion'"):
+        trainer(tmp_path, [{"question": "a", "answer": "b"}])
+
+
+def test_empty_dataset(tmp_path):
+    with pytest.raises(ValueError, match="The train dataset is empty"):
+        BFTTrainer(
+            build_model(),
+            args=build_config(tmp_path),
+            train_dataset=Dataset.from_dict({"text": []}),
+            processing_class=build_tokenizer(),
+        )
+
+
+def test_empty_evaluation_dataset(tmp_path):
+    with pytest.raises(ValueError, match="The eval dataset is empty"):
+        trainer(tmp_path, eval_dataset={"eval": Dataset.from_dict({"text": []})}, config={"metric_for_best_model": "loss"})
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_no_supervised_token_at_all(packing, tmp_path):
+    rows = [{"prompt": "a" * 50, "completion": "b"}] * 3
+    with pytest.raises(ValueError, match="no supervised token in any of its 3 rows.*max_length=20"):
+        trainer(tmp_path, rows, config={"max_length": 20, "packing": packing})
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_some_rows_without_supervised_token_are_named_and_dropped(packing, tmp_path, caplog):
+    rows = [{"id": name, "prompt": "a" * size, "completion": "b"} for name, size in (("x", 3), ("y", 50), ("z", 4))]
+    kept = trainer(tmp_path, rows, config={"max_length": 20, "packing": packing})
+    assert "Dropped 1 of 3 rows of the train dataset" in caplog.text
+    assert "(y)" in caplog.text
+    # one packed row of two documents, or two rows
+    assert len(kept.train_dataset) == (1 if packing else 2)
+    assert "_bft_row" not in kept.train_dataset.column_names
+
+
+def test_rows_without_supervised_token_weigh_nothing_in_a_batch(tmp_path):
+    """Labels given beforehand and preparation skipped: the loss is that of the other rows alone."""
+    tokenized = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}, {"input_ids": [9, 9, 5], "labels": [-100, 9, 5]}]
+    empty = {"input_ids": [5, 5, 5], "labels": [-100, -100, -100]}
+    losses = []
+    for rows in (tokenized, [*tokenized, empty]):
+        run = build(
+            tmp_path,
+            rows,
+            per_device_train_batch_size=4,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            **SGD | {"max_steps": 1},
+        )
+        run.train()
+        losses.append((logged(run, "loss"), logged(run, "nll"), logged(run, "effective_sample_size")))
+    for with_empty, without in zip(losses[1], losses[0], strict=True):
+        assert with_empty == pytest.approx(without, rel=1e-6)
+
+
+def test_best_metric_with_several_evaluation_sets(tmp_path):
+    sets = {name: Dataset.from_list(sample_rows(2)) for name in ("go", "qa")}
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
+    with pytest.raises(ValueError, match=r"eval_go_nll', 'eval_qa_nll"):
+        trainer(tmp_path, eval_dataset=sets, config=best)
+    run = trainer(tmp_path, eval_dataset=sets)
+    metrics = run.evaluate()
+    assert {"eval_go_nll", "eval_qa_nll"} <= set(metrics)
+
+
+@pytest.mark.parametrize("size", ["sp_size", "cp_size", "tp_size"])
+def test_parallelism_over_the_sequence(size):
+    from accelerate.parallelism_config import ParallelismConfig
+
+    with pytest.raises(ValueError, match="parallelism are not supported.*DDP, FSDP or ZeRO"):
+        _check_parallelism(ParallelismConfig(**{size: 2}))
+    _check_parallelism(ParallelismConfig(dp_replicate_size=2))
+    _check_parallelism(None)

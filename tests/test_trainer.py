@@ -1,0 +1,277 @@
+"""Equivalence classes of the trainer: what must not change the loss, and what it must equal."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import reference
+import torch
+from conftest import build_config, build_model, build_tokenizer, sample_rows
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from bft_trl import BFTTrainer
+
+FIGURES = (
+    "nll",
+    "token_weight",
+    "sample_weight",
+    "group_confidence",
+    "group_confidence_min",
+    "effective_sample_size",
+    "windowed_share",
+)
+SGD = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "max_steps": 3}
+
+
+def build(tmp_path, rows=None, *, model=None, eval_rows=None, callbacks=None, **config):
+    return BFTTrainer(
+        build_model() if model is None else model,
+        args=build_config(tmp_path, **config),
+        train_dataset=Dataset.from_list(sample_rows(8) if rows is None else rows),
+        eval_dataset=Dataset.from_list(eval_rows) if eval_rows else None,
+        processing_class=build_tokenizer(),
+        callbacks=callbacks,
+    )
+
+
+def logged(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def weights_of(trainer):
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+class FirstGradient(TrainerCallback):
+    """Keeps the gradient that reaches the optimizer in the first step."""
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        if state.global_step == 0:
+            self.value = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+# --- nll and dft are TRL's ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss_type", ["nll", "dft"])
+@pytest.mark.parametrize("packing", [False, True])
+def test_nll_and_dft_equal_trl_bit_for_bit(loss_type, packing, tmp_path):
+    lora = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", "lora_dropout": 0.1}
+    options = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 3,
+        "learning_rate": 1e-2,
+        "max_length": 96,
+        "packing": packing,
+        "shuffle_dataset": True,
+    }
+    results = []
+    for kind, trainer_class in ((SFTConfig, SFTTrainer), (None, BFTTrainer)):
+        args = build_config(tmp_path, loss_type=loss_type, **options)
+        if kind is SFTConfig:
+            shared = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
+            shared |= {"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True}
+            args = SFTConfig(str(tmp_path), loss_type=loss_type, **shared, **options)
+        trainer = trainer_class(
+            build_model(),
+            args=args,
+            train_dataset=Dataset.from_list(sample_rows(8)),
+            processing_class=build_tokenizer(),
+            peft_config=LoraConfig(**lora),
+        )
+        trainer.train()
+        results.append((logged(trainer, "loss"), logged(trainer, "grad_norm"), weights_of(trainer)))
+    (loss, norm, weights), (our_loss, our_norm, our_weights) = results
+    assert our_loss == loss
+    assert our_norm == norm
+    assert torch.equal(our_weights, weights)
+
+
+# --- the same step however it is cut ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", [{"bft_version": "v1"}, {"bft_version": "v3"}, {"bft_version": "v1", "token_weighting": False}])
+@pytest.mark.parametrize("rows", [8, 7])
+def test_accumulation_changes_nothing(rule, rows, tmp_path):
+    """Batch x accumulation 8x1, 4x2, 2x4, 1x8 with padding; with 7 rows the last micro-batch is ragged.
+
+    The expected loss and gradient come from full logits and the loop twin.
+    """
+    data = sample_rows(rows)
+    model = build_model()
+    tokenizer = build_tokenizer()
+    ids = [(tokenizer(row["prompt"])["input_ids"], tokenizer(row["completion"] + "<eos>")["input_ids"]) for row in data]
+    longest = max(len(prompt) + len(answer) for prompt, answer in ids)
+    inputs, labels = torch.zeros(rows, longest, dtype=torch.long), torch.full((rows, longest), -100)
+    for row, (prompt, answer) in enumerate(ids):
+        inputs[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    if rule.get("token_weighting", True):
+        version = rule["bft_version"]
+        expected = reference.bft_loss(model(input_ids=inputs).logits, labels, version=version, group_size=8)
+        expected_gradient = torch.cat([g.flatten() for g in torch.autograd.grad(expected, list(model.parameters()))])
+
+    runs = []
+    for batch, steps in ((8, 1), (4, 2), (2, 4), (1, 8)):
+        cut = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
+        gradient = FirstGradient()
+        trainer = build(tmp_path, data, callbacks=[gradient], **(SGD | cut | rule))
+        trainer.train()
+        runs.append((trainer, gradient.value))
+    first, first_gradient = runs[0]
+    if rule.get("token_weighting", True):
+        assert logged(first, "loss")[0] == pytest.approx(expected.item(), abs=1e-6)
+        assert (first_gradient - expected_gradient).norm() <= 1e-5 * expected_gradient.norm()
+    for trainer, gradient in runs[1:]:
+        assert logged(trainer, "loss") == pytest.approx(logged(first, "loss"), abs=1e-6)
+        assert (gradient - first_gradient).norm() <= 1e-5 * first_gradient.norm()
+        assert (weights_of(trainer) - weights_of(first)).abs().max() <= 1e-5
+        for name in FIGURES:
+            assert logged(trainer, name) == pytest.approx(logged(first, name), rel=1e-5), name
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("version", ["v1", "v3"])
+def test_packed_equals_unpacked(attention, version, tmp_path):
+    """A packed document is a sample of its own: the same loss, step and figures as one row per document."""
+    rows = sample_rows(8)
+    common = SGD | {"bft_version": version, "max_length": 96}
+    runs = []
+    for packing, batch, steps in ((False, 8, 1), (True, 8, 1), (True, 1, 8), (True, 2, 4)):
+        torch.manual_seed(0)
+        model = build_model(attn_implementation=attention)
+        cut = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "packing": packing}
+        trainer = build(tmp_path, rows, model=model, eval_rows=rows, **(common | cut))
+        if packing:
+            assert len(trainer.train_dataset) < len(rows)
+        trainer.train()
+        runs.append((trainer, trainer.evaluate()))
+    first, first_evaluation = runs[0]
+    for trainer, evaluation in runs[1:]:
+        assert logged(trainer, "loss") == pytest.approx(logged(first, "loss"), abs=1e-6)
+        assert (weights_of(trainer) - weights_of(first)).abs().max() <= 1e-5
+        for name in FIGURES:
+            assert logged(trainer, name) == pytest.approx(logged(first, name), rel=1e-5), name
+            assert evaluation[f"eval_{name}"] == pytest.approx(first_evaluation[f"eval_{name}"], rel=1e-5), name
+
+
+@pytest.mark.parametrize("loss_type", ["bft", "dft", "nll"])
+def test_evaluation_is_exact_whatever_the_batch_size(loss_type, tmp_path):
+    """7 rows of unequal length in batches of 1, 3 and 7; the expected nll is the mean over all tokens by hand."""
+    rows = sample_rows(7, seed=3)
+    model, tokenizer = build_model(), build_tokenizer()
+    nlls = []
+    with torch.no_grad():
+        for row in rows:
+            prompt, answer = tokenizer(row["prompt"])["input_ids"], tokenizer(row["completion"] + "<eos>")["input_ids"]
+            log_probs = model(input_ids=torch.tensor([prompt + answer])).logits[0].double().log_softmax(-1)
+            nlls += [-log_probs[len(prompt) + i - 1, token].item() for i, token in enumerate(answer)]
+    results = []
+    for batch in (1, 3, 7):
+        trainer = build(tmp_path, eval_rows=rows, loss_type=loss_type, per_device_eval_batch_size=batch)
+        results.append(trainer.evaluate())
+    for result in results:
+        assert result["eval_nll"] == pytest.approx(sum(nlls) / len(nlls), rel=1e-5)
+        for name in (*FIGURES, "loss"):
+            assert result[f"eval_{name}"] == pytest.approx(results[0][f"eval_{name}"], rel=1e-6), name
+    if loss_type == "nll":
+        assert results[0]["eval_loss"] == pytest.approx(results[0]["eval_nll"], rel=1e-6)
+
+
+def test_logged_figures_by_hand(tmp_path):
+    """A step of two micro-batches; sums over the step, not means of batch means."""
+    rows = sample_rows(3)
+    trainer = build(tmp_path, rows, per_device_train_batch_size=2, gradient_accumulation_steps=2, **SGD | {"max_steps": 1})
+    model, tokenizer = build_model(), build_tokenizer()
+    samples = []
+    with torch.no_grad():
+        for row in rows:
+            prompt, answer = tokenizer(row["prompt"])["input_ids"], tokenizer(row["completion"] + "<eos>")["input_ids"]
+            probs = model(input_ids=torch.tensor([prompt + answer])).logits[0].double().softmax(-1)
+            samples.append([probs[len(prompt) + i - 1, token].item() for i, token in enumerate(answer)])
+    trainer.train()
+    weighed = [reference.weights(c, group_size=8) for c in samples]
+    tokens = [c for sample in samples for c in sample]
+    s = [weight for _, weight, _, _ in weighed]
+    expected = {
+        "token_weight": sum(tokens) / len(tokens),
+        "sample_weight": sum(s) / 3,
+        "group_confidence": sum(p for _, _, p, _ in weighed) / 3,
+        "group_confidence_min": min(p for _, _, p, _ in weighed),
+        "effective_sample_size": sum(s) ** 2 / sum(x * x for x in s),
+        "windowed_share": sum(len(c) > 8 for c in samples) / 3,
+    }
+    for name, value in expected.items():
+        assert logged(trainer, name) == [pytest.approx(value, rel=1e-4)], name
+
+
+def test_both_levels_off_is_the_mean_over_samples(tmp_path):
+    """Not SFT's mean over tokens: a short answer counts as much as a long one."""
+    rows = sample_rows(4)
+    losses = {}
+    for loss_type in ("bft", "nll"):
+        options = {"loss_type": loss_type, "token_weighting": False, "sample_weighting": False}
+        trainer = build(tmp_path, rows, per_device_train_batch_size=4, **SGD | options | {"max_steps": 1})
+        trainer.train()
+        losses[loss_type] = logged(trainer, "loss")[0]
+    alone = []
+    for row in rows:
+        trainer = build(tmp_path, [row], loss_type="nll", **SGD | {"max_steps": 1})
+        trainer.train()
+        alone.append(logged(trainer, "loss")[0])
+    assert losses["bft"] == pytest.approx(sum(alone) / 4, rel=1e-5)
+    assert losses["bft"] != pytest.approx(losses["nll"], rel=1e-3)
+
+
+def test_mixture_of_experts_keeps_its_auxiliary_loss(tmp_path):
+    """The logged loss with coefficient 0.5 exceeds the one with 0 by half the logged auxiliary loss."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    losses = []
+    for coefficient in (0.0, 0.5):
+        torch.manual_seed(0)
+        config = MixtralConfig(
+            vocab_size=259,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            num_local_experts=4,
+            max_position_embeddings=128,
+        )
+        trainer = build(
+            tmp_path,
+            model=MixtralForCausalLM(config),
+            router_aux_loss_coef=coefficient,
+            per_device_train_batch_size=8,
+            **SGD | {"max_steps": 1},
+        )
+        trainer.train()
+        losses.append((logged(trainer, "loss")[0], logged(trainer, "aux_loss")))
+    (plain, _), (with_auxiliary, auxiliary) = losses
+    assert with_auxiliary == pytest.approx(plain + 0.5 * auxiliary[0], rel=1e-5)
+
+
+def test_two_ranks_equal_one(tmp_path):
+    """2 gloo ranks with unequal numbers of samples per step: loss, figures and weights of one process."""
+    script = Path(__file__).parent / "two_ranks.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533", str(script)]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = torch.load(tmp_path / "two_ranks.pt", weights_only=True)
+    rows = sample_rows(8)
+    rows[3]["completion"] = ""  # only its end-of-text is supervised: a sample of one token
+    one = build(tmp_path, rows, eval_rows=sample_rows(7, seed=3), per_device_train_batch_size=8, **SGD)
+    one.train()
+    evaluation = one.evaluate()
+    assert ranks["loss"] == pytest.approx(logged(one, "loss"), abs=1e-6)
+    assert (ranks["weights"] - weights_of(one)).abs().max() <= 1e-5
+    for name in FIGURES:
+        assert ranks[name] == pytest.approx(logged(one, name), rel=1e-5), name
+        assert ranks[f"eval_{name}"] == pytest.approx(evaluation[f"eval_{name}"], rel=1e-5), name
