@@ -142,6 +142,11 @@ def build(
     sets = read_bioconductor(org_db, go_db, min_genes=min_genes, max_genes=max_genes)
     kept = exclude(sets, evaluation_sets)
     logger.info("%d of %d gene sets remain after excluding evaluation sets", len(kept), len(sets))
+    if analysis:
+        # GO.db 3.16 lacks the definitions of its newest terms; an analysis without one would have nothing to say.
+        defined = kept["definition"].notna()
+        logger.info("%d of them have no definition and are left out; --names-only can use them", (~defined).sum())
+        kept = kept[defined].reset_index(drop=True)
     parts = split(kept, {"eval": eval_sets, "train": train_sets}, rng=np.random.default_rng(seed))
     tables = {name: to_rows(part, source="go_bp", analysis=analysis) for name, part in parts.items()}
     for name, table in tables.items():

@@ -1,0 +1,238 @@
+import sqlite3
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bft_trl import load_gene_sets
+from bft_trl.cli import main
+from bft_trl.data.gene_sets import build, exclude, read_bioconductor, split
+from bft_trl.data.leakage import connected_sets, find_leaks, normalised_name, overlapping_sets
+from bft_trl.data.tables import read_gene_sets, split_genes, write_parquet
+from bft_trl.prompts import GENES_IN_ANALYSIS, gene_set_answer, gene_set_prompt, parse_process
+
+
+def sets(*entries):
+    return pd.DataFrame([{"id": i, "name": name, "genes": genes.split()} for i, name, genes in entries])
+
+
+@pytest.fixture
+def databases(tmp_path):
+    """The two Bioconductor files in small, with their real tables and columns.
+
+    GO:1 has genes A to D (D twice, by two pieces of evidence), GO:2 has A to C, GO:3 two genes, GO:4 is no process, and
+    GO:5 to GO:9 have three genes of their own each.
+    """
+    org, go = tmp_path / "org.sqlite", tmp_path / "go.sqlite"
+    members = {"GO:1": "DABC", "GO:2": "ABC", "GO:3": "AB", "GO:4": "ABC"}
+    members |= {f"GO:{n}": [f"G{n}{letter}" for letter in "xyz"] for n in range(5, 10)}
+    genes = sorted({gene for names in members.values() for gene in names})
+    with sqlite3.connect(org) as connection:
+        connection.execute("CREATE TABLE gene_info (_id INTEGER, gene_name TEXT, symbol TEXT)")
+        connection.execute("CREATE TABLE go_bp_all (_id INTEGER, go_id TEXT, evidence TEXT)")
+        connection.executemany("INSERT INTO gene_info VALUES (?, ?, ?)", [(i, f"gene {g}", g) for i, g in enumerate(genes)])
+        rows = [(genes.index(gene), term, "IEA") for term, names in members.items() for gene in names]
+        connection.executemany("INSERT INTO go_bp_all VALUES (?, ?, ?)", [*rows, (genes.index("D"), "GO:1", "TAS")])
+    with sqlite3.connect(go) as connection:
+        connection.execute("CREATE TABLE go_term (go_id TEXT, term TEXT, ontology TEXT, definition TEXT)")
+        connection.execute("CREATE TABLE metadata (name TEXT, value TEXT)")
+        connection.execute("INSERT INTO metadata VALUES ('GOSOURCEDATE', '2022-07-01')")
+        terms = [(term, f"process {term[3:]}", "MF" if term == "GO:4" else "BP", f"Defined {term}.") for term in members]
+        connection.executemany("INSERT INTO go_term VALUES (?, ?, ?, ?)", terms)
+    return org, go
+
+
+# --- leakage ------------------------------------------------------------------------------------------------------------
+
+
+def test_normalised_name():
+    assert normalised_name('"DNA-repair",  (positive)') == normalised_name("dna repair positive") == "dna repair positive"
+
+
+def test_overlap_by_hand():
+    """4 of 5 genes in common is 0.8 exactly, 3 of 4 is 0.75."""
+    pairs = list(overlapping_sets([list("ABCD"), list("ABC")], [list("ABCDE"), list("XYZ"), list("CBA")]))
+    assert pairs == [(0, 0, pytest.approx(0.8)), (1, 2, pytest.approx(1.0))]
+
+
+def test_overlap_equals_the_plain_double_loop():
+    rng = np.random.default_rng(0)
+    drawn = [[f"g{i}" for i in rng.choice(12, rng.integers(1, 12), replace=False)] for _ in range(60)]
+    expected = {
+        (i, j)
+        for i, a in enumerate(drawn)
+        for j, b in enumerate(drawn)
+        if len(set(a) & set(b)) / len(set(a) | set(b)) >= 0.8
+    }
+    assert {(i, j) for i, j, _ in overlapping_sets(drawn, drawn)} == expected
+
+
+def test_leaks_have_their_reason():
+    train = sets(("1", "DNA repair", "A B C"), ("2", "other", "D E F G H"), ("3", "new", "X Y"))
+    test = sets(("1", "something", "P Q"), ("9", "dna-repair", "R S"), ("8", "third", "D E F G"))
+    leaks = find_leaks(train, test)
+    assert sorted(zip(leaks["train_id"], leaks["test_id"], leaks["reason"], strict=True)) == [
+        ("1", "1", "id"),
+        ("1", "9", "name"),
+        ("2", "8", "genes"),
+    ]
+    assert find_leaks(train.iloc[2:], test).empty
+    assert exclude(train, [test])["id"].tolist() == ["3"]
+
+
+def test_chains_stay_together():
+    """1 and 2 share genes, 2 and 3 share their name: one group."""
+    table = sets(("1", "a", "A B C D"), ("2", "b", "A B C D E"), ("3", "B", "X"), ("4", "c", "Y"))
+    assert sorted(map(sorted, connected_sets(table))) == [[0, 1, 2], [3]]
+
+
+def test_split_is_seeded_disjoint_and_exact():
+    table = sets(*[(str(i), f"n{i // 2}", f"g{i} h{i}") for i in range(40)])  # pairs share a name
+    parts = split(table, {"eval": 10, "train": None}, rng=np.random.default_rng(3))
+    again = split(table, {"eval": 10, "train": None}, rng=np.random.default_rng(3))
+    other = split(table, {"eval": 10, "train": None}, rng=np.random.default_rng(4))
+    assert parts["eval"]["id"].tolist() == again["eval"]["id"].tolist() != other["eval"]["id"].tolist()
+    assert len(parts["eval"]) == 10
+    assert sorted(parts["eval"]["id"].tolist() + parts["train"]["id"].tolist()) == sorted(table["id"])
+    assert find_leaks(parts["train"], parts["eval"]).empty
+    with pytest.raises(ValueError, match="train: 40 gene sets asked for, 30 left of 40"):
+        split(table, {"eval": 10, "train": 40}, rng=np.random.default_rng(3))
+
+
+# --- reading ------------------------------------------------------------------------------------------------------------
+
+
+def test_bioconductor(databases):
+    table = read_bioconductor(*databases, min_genes=3)
+    assert table["id"].tolist() == ["GO:1", "GO:2", *(f"GO:{n}" for n in range(5, 10))]
+    assert table["genes"].tolist()[:2] == [["A", "B", "C", "D"], ["A", "B", "C"]]
+    assert table["gene_names"].tolist()[1] == ["gene A", "gene B", "gene C"]
+    assert table["definition"].tolist()[0] == "Defined GO:1."
+    assert read_bioconductor(*databases, min_genes=4)["id"].tolist() == ["GO:1"]
+
+
+def test_build_end_to_end(databases, tmp_path):
+    held_out = tmp_path / "held_out.csv"
+    held_out.write_text("id,name,genes\nGO:5,whatever,A1 A2\nX:1,x,A B C\n")
+    options = {"eval_sets": 2, "excluded": [held_out], "seed": 1}
+    tables = build(*databases, tmp_path / "out", **options)
+    # GO:5 goes by its id, GO:2 by its genes; GO:1 shares 3 of 4 genes only
+    ids = set(tables["train"]["id"]) | set(tables["eval"]["id"])
+    assert ids == {"GO:1", "GO:6", "GO:7", "GO:8", "GO:9"}
+    assert len(tables["eval"]) == 2
+    stored = pd.read_parquet(tmp_path / "out" / "eval.parquet")
+    row = stored.iloc[0]
+    assert row["prompt"][0]["content"].endswith(f"Genes: {', '.join(row['genes'])}")
+    assert row["completion"][0]["content"].startswith(f"Process: {row['name']}\n\nDefined {row['id']}. Of these genes, ")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| held_out.csv | 2 | 0 |" in card
+    assert "CC BY 4.0" in card
+    assert str(tmp_path) not in card
+    first = (tmp_path / "out" / "eval.parquet").read_bytes()
+    build(*databases, tmp_path / "again", **options)
+    assert (tmp_path / "again" / "eval.parquet").read_bytes() == first
+    with sqlite3.connect(databases[1]) as connection:
+        connection.execute("UPDATE go_term SET definition = NULL WHERE go_id = 'GO:1'")
+    assert "GO:1" not in set(build(*databases, tmp_path / "defined", **options)["train"]["id"])
+    names = build(*databases, tmp_path / "names", **options, analysis=False)["train"]
+    assert "GO:1" in set(names["id"])
+    assert names["completion"][0][0]["content"] == f"Process: {names['name'][0]}"
+
+
+def test_genes_from_lists_and_text():
+    for genes in ("A B,C;D", "A, B, C, D", ["A", "B", "C", "D"], np.array(["A", "B", "C", "D"])):
+        assert split_genes(genes) == ["A", "B", "C", "D"]
+    assert split_genes("  ") == split_genes(None) == split_genes(float("nan")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.xlsx", "x", "unknown kind of table '.xlsx'"),
+        ("a.parquet", "PAR1 and then nothing", "cannot be read as parquet"),
+        ("a.jsonl", '{"id": 1}\n{"id": ', "cannot be read as jsonl"),
+        ("a.csv", "id,name\n1,x\n", r"has no column \['genes'\]; its columns are \['id', 'name'\]"),
+        ("a.csv", "id,name,genes\n", "has no rows"),
+        ("a.csv", "id,name,genes\n1,x,A B\n2,y,\n", 'empty gene list in "2"'),
+        ("a.tsv", "id\tname\tgenes\n1\tx\tA\n1\ty\tB\n", 'repeated id "1"'),
+        ("a.csv", "", "cannot be read as csv"),
+    ],
+)
+def test_bad_tables_name_the_file_and_the_fault(name, content, words, tmp_path):
+    file = tmp_path / name
+    file.write_text(content)
+    with pytest.raises(ValueError, match=f"{name}: .*{words}"):
+        read_gene_sets(file)
+
+
+def test_missing_files(tmp_path, databases):
+    with pytest.raises(FileNotFoundError, match="absent.csv: no such file"):
+        read_gene_sets(tmp_path / "absent.csv")
+    with pytest.raises(FileNotFoundError, match="absent.sqlite: no such file.*Debian"):
+        read_bioconductor(tmp_path / "absent.sqlite", databases[1])
+    assert not (tmp_path / "absent.sqlite").exists()
+    with pytest.raises(ValueError, match="go.sqlite: not the expected Bioconductor database"):
+        read_bioconductor(databases[1], databases[0])
+
+
+def test_write_parquet_is_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "t.parquet"
+    write_parquet(file, pd.DataFrame({"a": [1]}))
+    with pytest.raises(Exception, match="convert|Conversion|Expected"):
+        write_parquet(file, pd.DataFrame({"a": [1, "x", [2]]}))
+    assert pd.read_parquet(file)["a"].tolist() == [1]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+# --- the command line ---------------------------------------------------------------------------------------------------
+
+
+def test_cli_builds_and_checks(databases, tmp_path, caplog):
+    caplog.set_level("INFO")
+    org, go = map(str, databases)
+    assert main(["data", "gene-sets", "--org-db", org, "--go-db", go, "--out", str(tmp_path / "o"), "--eval-sets", "2"]) == 0
+    files = [str(tmp_path / "o" / f"{name}.parquet") for name in ("train", "eval")]
+    assert main(["data", "check", "--train", files[0], "--against", files[1]]) == 0
+    assert main(["data", "check", "--train", files[0], "--against", *files]) == 1
+    assert "by id" in caplog.text
+
+
+def test_cli_bad_input_is_one_line(databases, tmp_path, capsys):
+    org, go = map(str, databases)
+    out = tmp_path / "o"
+    arguments = ["data", "gene-sets", "--org-db", org, "--go-db", go, "--out", str(out)]
+    for extra, words in (
+        (["--exclude", str(tmp_path / "no.csv")], "no.csv: no such file"),
+        (["--min-genes", "0"], "`min_genes=0`"),
+        (["--eval-sets", "500"], "500 gene sets asked for"),
+    ):
+        assert main([*arguments, *extra]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("bft-trl: error: ")
+        assert words in message
+        assert not out.exists()
+
+
+# --- what ships ---------------------------------------------------------------------------------------------------------
+
+
+def test_shipped_gene_sets():
+    train, held_out = load_gene_sets("train"), load_gene_sets("eval")
+    assert (len(train), len(held_out)) == (1200, 150)
+    assert find_leaks(train.to_pandas(), held_out.to_pandas()).empty
+    for row in [*train, *held_out]:
+        assert 3 <= len(row["genes"]) <= 40
+        # the prompt of today is the prompt that ships
+        assert row["prompt"] == [{"role": "user", "content": gene_set_prompt(row["genes"])}]
+        answer = row["completion"][0]["content"]
+        assert parse_process(answer) == row["name"]
+        assert answer.count(" is ") >= min(len(row["genes"]), GENES_IN_ANALYSIS)
+        assert answer.startswith(gene_set_answer(row["name"], definition="")[:-1])
+    with pytest.raises(ValueError, match="`split='test'`"):
+        load_gene_sets("test")
+
+
+def test_shipped_files_are_small():
+    from bft_trl.data.gene_sets import SHIPPED
+
+    assert sum(len((SHIPPED / f"{name}.parquet").read_bytes()) for name in ("train", "eval")) < 400_000
