@@ -64,7 +64,7 @@ def last_complete_checkpoint(output_dir: Path) -> tuple[str, list[tuple[str, str
     Raises ValueError where there is none.
     """
     numbered = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*")]
-    skipped = []
+    skipped: list[tuple[str, str]] = []
     for _, path in sorted(((int(match[1]), path) for match, path in numbered if match), reverse=True):
         reason = missing_part(path)
         if reason is None:

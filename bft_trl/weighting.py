@@ -1,8 +1,8 @@
 """The method as pure torch: how much each token and each sample counts.
 
-Everything here works on the *supervised tokens of a step in one row*: `log_probs` has shape (N,), the samples stand one
-after another, and `lengths` (B,) says how many tokens each has. That layout is the same for padded rows, packed rows and
-ragged batches, needs no loop over samples and no tensor larger than the batch.
+Everything here works on the *supervised tokens of a step in one row*: `log_probs` has shape (N,), the samples stand
+one after another, and `lengths` (B,) says how many tokens each has. That layout is the same for padded rows, packed
+rows and ragged batches, needs no loop over samples and no tensor larger than the batch.
 
     L_BFT = (1/B) sum_b s_b * (1/L_b) sum_t w_bt * (-log c_bt)        c = exp(log_probs)
 
@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-# Added to the local confidence of the v3 token weight, in float32. The paper does not state it; it decides what happens
-# where a whole window has c ~ 1e-8: below it the weights of such a window fade to 0 instead of staying at c / C_loc.
+# Added to the local confidence of the v3 token weight, in float32. The paper does not state it; it decides what
+# happens where a whole window has c ~ 1e-8: below it the weights of such a window fade to 0 instead of staying at
+# c / C_loc.
 V3_EPSILON = 1e-8
 
 
@@ -48,8 +49,8 @@ def supervised_tokens(
             sample. None: every row is one sample.
 
     Returns:
-        The tokens in reading order. Documents without a supervised token are no samples; an empty batch gives N = B = 0
-        and stays connected to the graph, so that a fully masked micro-batch has a gradient of zero.
+        The tokens in reading order. Documents without a supervised token are no samples; an empty batch gives
+        N = B = 0 and stays connected to the graph, so that a fully masked micro-batch has a gradient of zero.
     """
     rows, columns = mask.nonzero(as_tuple=True)
     starts = torch.ones_like(rows, dtype=torch.bool)

@@ -64,6 +64,11 @@ DEMO = {
     "eval_steps": 20,
     "save_steps": 20,
     "gradient_checkpointing": False,
+    # Small batches pad less, and on a CPU dropout costs as much as a matrix product.
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+    "per_device_eval_batch_size": 2,
+    "lora_dropout": 0.0,
 }
 
 
@@ -72,7 +77,8 @@ class ExampleArguments(ScriptArguments):
     """What this script adds to TRL's own arguments."""
 
     prompt_column: str | None = field(
-        default=None, metadata={"help": "Column to use as the user turn, for data that is not in one of TRL's formats."}
+        default=None,
+        metadata={"help": "Column to use as the user turn, for data that is not in one of TRL's formats."},
     )
     completion_columns: list[str] | None = field(
         default=None, metadata={"help": "Columns to join, a blank line between, as the assistant turn."}
@@ -149,7 +155,11 @@ def load_data(script: ExampleArguments, seed: int) -> tuple[Any, Any]:
         if kind and not Path(name).is_file():
             raise FileNotFoundError(f"`dataset_name={name!r}`: no such file.")
         options: dict[str, Any] = {"streaming": script.dataset_streaming}
-        splits = load_dataset(kind, data_files=name, **options) if kind else load_dataset(name, script.dataset_config, **options)
+        splits = (
+            load_dataset(kind, data_files=name, **options)
+            if kind
+            else load_dataset(name, script.dataset_config, **options)
+        )
         if script.dataset_train_split not in splits:
             raise ValueError(
                 f"`dataset_train_split={script.dataset_train_split!r}` is not in {name!r}; it has {list(splits)}."
@@ -171,8 +181,8 @@ def as_conversation(rows: Any, script: ExampleArguments) -> Any:
     missing = [name for name in columns if name not in (rows.column_names or columns)]
     if missing or len(columns) < 2 or script.prompt_column is None:
         raise ValueError(
-            f"`prompt_column={script.prompt_column!r}` and `completion_columns={script.completion_columns!r}` must both "
-            f"name columns of the data, which has {rows.column_names}."
+            f"`prompt_column={script.prompt_column!r}` and `completion_columns={script.completion_columns!r}` must "
+            f"both name columns of the data, which has {rows.column_names}."
         )
     return rows.map(
         lambda row: conversation(row[columns[0]], "\n\n".join(row[name] for name in columns[1:])),
@@ -185,7 +195,9 @@ def answers(trainer: BFTTrainer, prompts: list[Any], *, max_new_tokens: int = 40
     """Greedy answers to conversational or plain prompts, in one batch."""
     tokenizer, model = trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model)
     texts = [
-        prompt if isinstance(prompt, str) else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        prompt
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
         for prompt in prompts
     ]
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
@@ -202,7 +214,9 @@ def answers(trainer: BFTTrainer, prompts: list[Any], *, max_new_tokens: int = 40
 def use_cpu_well(trainer: BFTTrainer) -> None:
     """Undoes two defaults that are meant for GPUs and cost a CPU run a factor of four."""
     if trainer.args.world_size == 1:
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        torch.set_num_threads(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
     # `accelerate launch` allows one thread, and SFTTrainer casts QLoRA adapters to bfloat16.
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
@@ -255,39 +269,58 @@ def main(argv: list[str] | None = None) -> None:
         )
     except OSError as error:
         hint = f"; the demo's model comes without a network by: {INSTALL}" if script.dataset_name is None else ""
-        raise OSError(f"`model_name_or_path={model_args.model_name_or_path!r}` cannot be loaded{hint}.\n{error}") from error
+        raise OSError(
+            f"`model_name_or_path={model_args.model_name_or_path!r}` cannot be loaded{hint}.\n{error}"
+        ) from error
 
     if args.use_cpu:
         use_cpu_well(trainer)
     if args.max_steps > 0 and isinstance(train, Dataset):
         rows = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         print(f"{args.max_steps} steps see {rows} of {len(train)} training rows, {rows / len(train):.0%} of the data.")
-    shown = test.select(range(min(script.show_samples, len(test)))) if isinstance(test, Dataset) else []
-    prompts = [row["prompt"] for row in shown] if shown and "prompt" in shown.column_names else []
+    shown = list(test.select(range(min(script.show_samples, len(test))))) if isinstance(test, Dataset) else []
+    shown = [row for row in shown if "prompt" in row]
+    prompts = [row["prompt"] for row in shown]
     before = answers(trainer, prompts) if prompts else []
 
     start = time.monotonic()
-    trainer.train(resume_from_checkpoint={"True": True, "true": True}.get(args.resume_from_checkpoint or "", args.resume_from_checkpoint))
+    trainer.train(
+        resume_from_checkpoint={"True": True, "true": True}.get(
+            args.resume_from_checkpoint or "", args.resume_from_checkpoint
+        )
+    )
     seconds = time.monotonic() - start
 
     trainer.save_model()
     trainer.create_model_card(dataset_name=script.dataset_name)
     if trainer.is_world_process_zero():
         after = answers(trainer, prompts) if prompts else []
-        report(trainer, script, source, seconds, [
-            {"reference": short(_text(row["completion"])), "before": short(old), "after": short(new)}
-            for row, old, new in zip(shown, before, after, strict=True)
-        ] if prompts else [])
+        report(
+            trainer,
+            script,
+            source,
+            seconds,
+            [
+                {"reference": short(_text(row["completion"])), "before": short(old), "after": short(new)}
+                for row, old, new in zip(shown, before, after, strict=True)
+            ]
+            if prompts
+            else [],
+        )
         if interrupt.interrupted:
             print(f"Interrupted. Go on with --resume_from_checkpoint True --output_dir {args.output_dir}")
 
 
-def report(trainer: BFTTrainer, script: ExampleArguments, source: str, seconds: float, names: list[dict[str, str]]) -> None:
+def report(
+    trainer: BFTTrainer, script: ExampleArguments, source: str, seconds: float, names: list[dict[str, str]]
+) -> None:
     """Writes metrics.csv, training.png, summary.json and the results into the model card; shows them."""
     out = Path(trainer.args.output_dir)
     table = history_table(trainer.state.log_history)
     write_text(out / "metrics.csv", table.to_csv(index=False))
-    plot_history(table, out / "training.png", title=f"{trainer._name} on {script.dataset_name or 'the shipped gene sets'}")
+    plot_history(
+        table, out / "training.png", title=f"{trainer._name} on {script.dataset_name or 'the shipped gene sets'}"
+    )
     held_out = table["eval_nll"].dropna().tolist() if "eval_nll" in table else []
     summary = {
         "model": source,
@@ -309,8 +342,13 @@ def report(trainer: BFTTrainer, script: ExampleArguments, source: str, seconds: 
         lines += ["", "| reference | before | after |", "|---|---|---|"]
         lines += ["| " + " | ".join(value.replace("|", "\\|") for value in row.values()) + " |" for row in names]
     card = out / "README.md"
-    write_text(card, card.read_text(encoding="utf-8") + "\n## This run\n\n" + "\n".join(lines) + "\n\n![curves](training.png)\n")
-    print("\n" + "\n".join(lines) + f"\n\nAdapter, model card, metrics.csv, training.png and summary.json are in {out}")
+    write_text(
+        card,
+        card.read_text(encoding="utf-8") + "\n## This run\n\n" + "\n".join(lines) + "\n\n![curves](training.png)\n",
+    )
+    print(
+        "\n" + "\n".join(lines) + f"\n\nAdapter, model card, metrics.csv, training.png and summary.json are in {out}"
+    )
 
 
 def _text(completion: Any) -> str:

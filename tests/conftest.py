@@ -1,4 +1,4 @@
-"""A tiny Llama and a byte tokenizer, built in memory: the real loading and training code runs on them without a network."""
+"""A tiny Llama and a byte tokenizer, built in memory: the real code runs on them without a network."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Loop twins in float64: the equations of docs/method.md written out one token at a time, nothing shared with bft_trl."""
+"""Loop twins in float64: the equations of docs/method.md one token at a time, nothing shared with bft_trl."""
 
 import math
 
@@ -37,7 +37,7 @@ def weights(
     gamma: float = 1.0,
     floor: float = 0.0,
 ) -> tuple[list[float], float, float, bool]:
-    """Token weights, sample weight, group confidence of one sample, and whether some window is not the whole sample."""
+    """Token weights, sample weight, group confidence of one sample, and whether the window acts."""
     if version == "v1":
         confidence = window_v1(c, group_size, mean)
         return [max(x, floor) for x in c], 1 - confidence**gamma, confidence, len(c) > group_size
@@ -48,7 +48,9 @@ def weights(
     return token, 1 - min(local), min(local), acts
 
 
-def bft_loss(logits: torch.Tensor, labels: torch.Tensor, documents: torch.Tensor | None = None, **rule) -> torch.Tensor:
+def bft_loss(
+    logits: torch.Tensor, labels: torch.Tensor, documents: torch.Tensor | None = None, **rule
+) -> torch.Tensor:
     """L_BFT from full logits (B, S, V) and unshifted labels (B, S); `documents` (B, S) marks packed samples."""
     samples: dict[tuple[int, int], list[torch.Tensor]] = {}
     for row in range(labels.shape[0]):

@@ -18,7 +18,13 @@ from transformers.trainer_utils import get_last_checkpoint
 from bft_trl import BFTTrainer
 from bft_trl.checkpoints import last_complete_checkpoint, missing_part, write_text
 
-RUN = {"per_device_train_batch_size": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
+RUN = {
+    "per_device_train_batch_size": 2,
+    "max_steps": 6,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "learning_rate": 1e-2,
+}
 
 
 def adapter_run(folder, callbacks=None, **config):
@@ -41,11 +47,15 @@ def adapter_of(folder):
 def kill_at(folder, moment):
     """Runs this file as a script that kills itself with SIGKILL at `moment`, see main()."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([sys.executable, __file__, str(folder), moment], env=environment, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder), moment], env=environment, capture_output=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("moment", ["step-5", "save-4-weights", "save-4-optimizer", "save-4-state", "save-4-half-state"])
+@pytest.mark.parametrize(
+    "moment", ["step-5", "save-4-weights", "save-4-optimizer", "save-4-state", "save-4-half-state"]
+)
 def test_killed_run_resumes_to_the_same_weights(moment, tmp_path, caplog):
     whole = adapter_run(tmp_path / "whole")
     whole.train()

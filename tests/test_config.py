@@ -26,7 +26,10 @@ def test_defaults_are_the_paper(tmp_path):
 )
 def test_direction_of_the_best_metric(metric, greater, tmp_path):
     assert build_config(tmp_path, metric_for_best_model=metric).greater_is_better is greater
-    assert build_config(tmp_path, metric_for_best_model=metric, greater_is_better=not greater).greater_is_better != greater
+    assert (
+        build_config(tmp_path, metric_for_best_model=metric, greater_is_better=not greater).greater_is_better
+        != greater
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ def sets(*entries):
 def databases(tmp_path):
     """The two Bioconductor files in small, with their real tables and columns.
 
-    GO:1 has genes A to D (D twice, by two pieces of evidence), GO:2 has A to C, GO:3 two genes, GO:4 is no process, and
-    GO:5 to GO:9 have three genes of their own each.
+    GO:1 has genes A to D (D twice, by two pieces of evidence), GO:2 has A to C, GO:3 two genes, GO:4 is no process,
+    and GO:5 to GO:9 have three genes of their own each.
     """
     org, go = tmp_path / "org.sqlite", tmp_path / "go.sqlite"
     members = {"GO:1": "DABC", "GO:2": "ABC", "GO:3": "AB", "GO:4": "ABC"}
@@ -30,23 +30,29 @@ def databases(tmp_path):
     with sqlite3.connect(org) as connection:
         connection.execute("CREATE TABLE gene_info (_id INTEGER, gene_name TEXT, symbol TEXT)")
         connection.execute("CREATE TABLE go_bp_all (_id INTEGER, go_id TEXT, evidence TEXT)")
-        connection.executemany("INSERT INTO gene_info VALUES (?, ?, ?)", [(i, f"gene {g}", g) for i, g in enumerate(genes)])
+        connection.executemany(
+            "INSERT INTO gene_info VALUES (?, ?, ?)", [(i, f"gene {g}", g) for i, g in enumerate(genes)]
+        )
         rows = [(genes.index(gene), term, "IEA") for term, names in members.items() for gene in names]
         connection.executemany("INSERT INTO go_bp_all VALUES (?, ?, ?)", [*rows, (genes.index("D"), "GO:1", "TAS")])
     with sqlite3.connect(go) as connection:
         connection.execute("CREATE TABLE go_term (go_id TEXT, term TEXT, ontology TEXT, definition TEXT)")
         connection.execute("CREATE TABLE metadata (name TEXT, value TEXT)")
         connection.execute("INSERT INTO metadata VALUES ('GOSOURCEDATE', '2022-07-01')")
-        terms = [(term, f"process {term[3:]}", "MF" if term == "GO:4" else "BP", f"Defined {term}.") for term in members]
+        terms = [
+            (term, f"process {term[3:]}", "MF" if term == "GO:4" else "BP", f"Defined {term}.") for term in members
+        ]
         connection.executemany("INSERT INTO go_term VALUES (?, ?, ?, ?)", terms)
     return org, go
 
 
-# --- leakage ------------------------------------------------------------------------------------------------------------
+# --- leakage ---------------------------------------------------------------------------------------------------------
 
 
 def test_normalised_name():
-    assert normalised_name('"DNA-repair",  (positive)') == normalised_name("dna repair positive") == "dna repair positive"
+    assert (
+        normalised_name('"DNA-repair",  (positive)') == normalised_name("dna repair positive") == "dna repair positive"
+    )
 
 
 def test_overlap_by_hand():
@@ -99,7 +105,7 @@ def test_split_is_seeded_disjoint_and_exact():
         split(table, {"eval": 10, "train": 40}, rng=np.random.default_rng(3))
 
 
-# --- reading ------------------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def test_bioconductor(databases):
@@ -123,7 +129,9 @@ def test_build_end_to_end(databases, tmp_path):
     stored = pd.read_parquet(tmp_path / "out" / "eval.parquet")
     row = stored.iloc[0]
     assert row["prompt"][0]["content"].endswith(f"Genes: {', '.join(row['genes'])}")
-    assert row["completion"][0]["content"].startswith(f"Process: {row['name']}\n\nDefined {row['id']}. Of these genes, ")
+    assert row["completion"][0]["content"].startswith(
+        f"Process: {row['name']}\n\nDefined {row['id']}. Of these genes, "
+    )
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| held_out.csv | 2 | 0 |" in card
     assert "CC BY 4.0" in card
@@ -133,9 +141,10 @@ def test_build_end_to_end(databases, tmp_path):
     assert (tmp_path / "again" / "eval.parquet").read_bytes() == first
     with sqlite3.connect(databases[1]) as connection:
         connection.execute("UPDATE go_term SET definition = NULL WHERE go_id = 'GO:1'")
-    assert "GO:1" not in set(build(*databases, tmp_path / "defined", **options)["train"]["id"])
-    names = build(*databases, tmp_path / "names", **options, analysis=False)["train"]
-    assert "GO:1" in set(names["id"])
+    assert not any("GO:1" in set(part["id"]) for part in build(*databases, tmp_path / "defined", **options).values())
+    parts = build(*databases, tmp_path / "names", **options, analysis=False)
+    names = parts["train"]
+    assert "GO:1" in {*names["id"], *parts["eval"]["id"]}
     assert names["completion"][0][0]["content"] == f"Process: {names['name'][0]}"
 
 
@@ -184,13 +193,16 @@ def test_write_parquet_is_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-# --- the command line ---------------------------------------------------------------------------------------------------
+# --- the command line ------------------------------------------------------------------------------------------------
 
 
 def test_cli_builds_and_checks(databases, tmp_path, caplog):
     caplog.set_level("INFO")
     org, go = map(str, databases)
-    assert main(["data", "gene-sets", "--org-db", org, "--go-db", go, "--out", str(tmp_path / "o"), "--eval-sets", "2"]) == 0
+    assert (
+        main(["data", "gene-sets", "--org-db", org, "--go-db", go, "--out", str(tmp_path / "o"), "--eval-sets", "2"])
+        == 0
+    )
     files = [str(tmp_path / "o" / f"{name}.parquet") for name in ("train", "eval")]
     assert main(["data", "check", "--train", files[0], "--against", files[1]]) == 0
     assert main(["data", "check", "--train", files[0], "--against", *files]) == 1
@@ -213,7 +225,7 @@ def test_cli_bad_input_is_one_line(databases, tmp_path, capsys):
         assert not out.exists()
 
 
-# --- what ships ---------------------------------------------------------------------------------------------------------
+# --- what ships ------------------------------------------------------------------------------------------------------
 
 
 def test_shipped_gene_sets():

@@ -13,7 +13,10 @@ def test_prompt_and_answer_by_hand():
     assert gene_set_answer("x", definition="A\n process.", gene_names=names) == (
         "Process: x\n\nA process. Of these genes, A is alpha, B is beta and C is gamma."
     )
-    assert gene_set_answer("x", definition="D.", gene_names={"A": "alpha"}) == "Process: x\n\nD. Of these genes, A is alpha."
+    assert (
+        gene_set_answer("x", definition="D.", gene_names={"A": "alpha"})
+        == "Process: x\n\nD. Of these genes, A is alpha."
+    )
     assert gene_set_answer("x", definition="D.") == "Process: x\n\nD."
 
 
@@ -44,7 +47,12 @@ def test_parse_process(answer, name):
 
 
 def test_answer_parses_back():
-    for name in ("nucleotide-excision repair, DNA incision", "G1/S transition", "tRNA 5'-end processing"):
+    for name in (
+        "nucleotide-excision repair, DNA incision",
+        "G1/S transition",
+        "tRNA 5'-end processing",
+        "'de novo' NAD synthesis",
+    ):
         assert parse_process(gene_set_answer(name, definition="D.")) == name
 
 

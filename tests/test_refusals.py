@@ -62,7 +62,9 @@ def test_empty_dataset(tmp_path):
 
 def test_empty_evaluation_dataset(tmp_path):
     with pytest.raises(ValueError, match="The eval dataset is empty"):
-        trainer(tmp_path, eval_dataset={"eval": Dataset.from_dict({"text": []})}, config={"metric_for_best_model": "loss"})
+        trainer(
+            tmp_path, eval_dataset={"eval": Dataset.from_dict({"text": []})}, config={"metric_for_best_model": "loss"}
+        )
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -85,7 +87,10 @@ def test_some_rows_without_supervised_token_are_named_and_dropped(packing, tmp_p
 
 def test_rows_without_supervised_token_weigh_nothing_in_a_batch(tmp_path):
     """Labels given beforehand and preparation skipped: the loss is that of the other rows alone."""
-    tokenized = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}, {"input_ids": [9, 9, 5], "labels": [-100, 9, 5]}]
+    tokenized = [
+        {"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]},
+        {"input_ids": [9, 9, 5], "labels": [-100, 9, 5]},
+    ]
     empty = {"input_ids": [5, 5, 5], "labels": [-100, -100, -100]}
     losses = []
     for rows in (tokenized, [*tokenized, empty]):

@@ -54,7 +54,7 @@ class FirstGradient(TrainerCallback):
             self.value = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
-# --- nll and dft are TRL's ----------------------------------------------------------------------------------------------
+# --- nll and dft are TRL's -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss_type", ["nll", "dft"])
@@ -92,10 +92,12 @@ def test_nll_and_dft_equal_trl_bit_for_bit(loss_type, packing, tmp_path):
     assert torch.equal(our_weights, weights)
 
 
-# --- the same step however it is cut ------------------------------------------------------------------------------------
+# --- the same step however it is cut ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", [{"bft_version": "v1"}, {"bft_version": "v3"}, {"bft_version": "v1", "token_weighting": False}])
+@pytest.mark.parametrize(
+    "rule", [{"bft_version": "v1"}, {"bft_version": "v3"}, {"bft_version": "v1", "token_weighting": False}]
+)
 @pytest.mark.parametrize("rows", [8, 7])
 def test_accumulation_changes_nothing(rule, rows, tmp_path):
     """Batch x accumulation 8x1, 4x2, 2x4, 1x8 with padding; with 7 rows the last micro-batch is ragged.
@@ -105,7 +107,9 @@ def test_accumulation_changes_nothing(rule, rows, tmp_path):
     data = sample_rows(rows)
     model = build_model()
     tokenizer = build_tokenizer()
-    ids = [(tokenizer(row["prompt"])["input_ids"], tokenizer(row["completion"] + "<eos>")["input_ids"]) for row in data]
+    ids = [
+        (tokenizer(row["prompt"])["input_ids"], tokenizer(row["completion"] + "<eos>")["input_ids"]) for row in data
+    ]
     longest = max(len(prompt) + len(answer) for prompt, answer in ids)
     inputs, labels = torch.zeros(rows, longest, dtype=torch.long), torch.full((rows, longest), -100)
     for row, (prompt, answer) in enumerate(ids):
@@ -186,7 +190,9 @@ def test_evaluation_is_exact_whatever_the_batch_size(loss_type, tmp_path):
 def test_logged_figures_by_hand(tmp_path):
     """A step of two micro-batches; sums over the step, not means of batch means."""
     rows = sample_rows(3)
-    trainer = build(tmp_path, rows, per_device_train_batch_size=2, gradient_accumulation_steps=2, **SGD | {"max_steps": 1})
+    trainer = build(
+        tmp_path, rows, per_device_train_batch_size=2, gradient_accumulation_steps=2, **SGD | {"max_steps": 1}
+    )
     model, tokenizer = build_model(), build_tokenizer()
     samples = []
     with torch.no_grad():

@@ -124,7 +124,12 @@ def test_property_equals_the_twin_and_stays_in_range(samples, group_size, rule):
     assert ((weights.token >= 0) & (weights.token <= 1)).all()
     assert ((weights.sample >= 0) & (weights.sample <= 1)).all()
     for sample, token, s, p, acts in zip(
-        samples, weights.token.split(lengths.tolist()), weights.sample, weights.group_confidence, weights.windowed, strict=True
+        samples,
+        weights.token.split(lengths.tolist()),
+        weights.sample,
+        weights.group_confidence,
+        weights.windowed,
+        strict=True,
     ):
         expected = reference.weights(torch.tensor(sample).double().exp().tolist(), group_size=group_size, **rule)
         torch.testing.assert_close(token.double(), torch.tensor(expected[0]).double(), rtol=2e-4, atol=1e-6)
@@ -144,7 +149,9 @@ def test_packed_documents_are_samples():
 
 
 def test_same_document_number_in_two_rows_is_two_samples():
-    tokens = supervised_tokens(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.long))
+    tokens = supervised_tokens(
+        torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.long)
+    )
     assert tokens.lengths.tolist() == [3, 3]
     assert tokens.row.tolist() == [0, 1]
 

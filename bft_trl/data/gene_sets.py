@@ -99,8 +99,8 @@ def split(sets: pd.DataFrame, sizes: Mapping[str, int | None], *, rng: np.random
                 remaining.append(group)
         if size is not None and len(taken) < size:
             raise ValueError(
-                f"{name}: {size} gene sets asked for, {len(taken)} left of {len(sets)} after the parts before. Ask for "
-                "fewer, or allow larger sets with `max_genes`."
+                f"{name}: {size} gene sets asked for, {len(taken)} left of {len(sets)} after the parts before. Ask "
+                "for fewer, or allow larger sets with `max_genes`."
             )
         parts[name] = sets.iloc[sorted(taken)].reset_index(drop=True)
         order = remaining
@@ -162,7 +162,9 @@ def build(
 
 def _query(database: Path, query: str) -> pd.DataFrame:
     if not database.is_file():
-        raise FileNotFoundError(f"{database}: no such file. It is inside Debian's r-bioc-org.hs.eg.db or r-bioc-go.db.")
+        raise FileNotFoundError(
+            f"{database}: no such file. It is inside Debian's r-bioc-org.hs.eg.db or r-bioc-go.db."
+        )
     # Opened read-only: sqlite3 would otherwise create what is not there.
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
@@ -213,8 +215,8 @@ Evaluation sets kept out, by id, by name and by overlap of the genes; `bft-trl d
 ## Attribution
 
 - Terms, definitions and annotations: the Gene Ontology ({dates.get("GOSOURCEDATE", "date unknown")}),
-  https://geneontology.org, CC BY 4.0. Changed: annotations propagated to ancestors, sets selected by size, wrapped into
-  prompts and answers.
+  https://geneontology.org, CC BY 4.0. Changed: annotations propagated to ancestors, sets selected by size, wrapped
+  into prompts and answers.
 - Gene symbols and names: NCBI Gene ({dates.get("GOEGSOURCEDATE", "date unknown")}), public domain.
 - Both taken from the Bioconductor packages org.Hs.eg.db and GO.db (Artistic-2.0), as packaged by Debian in
   r-bioc-org.hs.eg.db and r-bioc-go.db.

@@ -1,0 +1,126 @@
+"""What BFT adds to a training step: its share of the step's time, and the largest tensor that it makes.
+
+    python benchmarks/weighting.py
+
+Times a whole step of the demo's model (NF4, LoRA on all linear layers) and, on log-probabilities of the same shape,
+all that BFT adds to TRL's code: gathering the supervised tokens, weights, reduction, its backward pass, and the
+figures. Medians; rows are written to weighting.csv beside this file. Runs on a GPU where there is one.
+"""
+
+import csv
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BitsAndBytesConfig
+
+from bft_trl import BFTConfig, BFTTrainer
+from bft_trl.demo_model import demo_model
+
+SHAPES = ((4, 256), (1, 1024))  # batch x tokens, a quarter of them supervised
+REPEATS = 5
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the greatest number of elements in any tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
+
+
+def seconds(action: Callable[[], Any], repeats: int) -> float:
+    """Median time of `action`, after one call to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        action()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def measure(folder: str, version: str, batch: int, length: int) -> dict[str, Any]:
+    gpu = torch.cuda.is_available()
+    args = BFTConfig(
+        folder,
+        bft_version=version,
+        group_size=32,
+        per_device_train_batch_size=batch,
+        max_steps=1,
+        use_cpu=not gpu,
+        bf16=gpu,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, 40_000, (batch, length), generator=rng)
+    labels = torch.where(torch.arange(length) >= length * 3 // 4, ids, -100)
+    trainer = BFTTrainer(
+        demo_model().path,
+        args=args,
+        train_dataset=Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()}),
+        quantization_config=quantization,
+        peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    trainer.train()  # prepares model and optimizer, and leaves a step's sums open for the figures
+    trainer.model.train()
+    trainer._step_sums.append(torch.zeros(10, dtype=torch.float64))
+    inputs = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+    step = seconds(lambda: trainer.training_step(trainer.model_wrapped, dict(inputs), batch), REPEATS)
+
+    mask = (labels[:, 1:] != -100).to(trainer.args.device)
+    log_probs = (-3 * torch.rand(batch, length - 1, generator=rng)).to(mask.device).requires_grad_()
+    fused = SimpleNamespace(log_probs=log_probs, label_mask=mask)
+
+    def ours() -> None:
+        trainer._reduce(fused, None, torch.zeros(()), batch).backward()
+
+    added = seconds(ours, 50)
+    with LargestTensor() as largest:
+        ours()
+    return {
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "version": version,
+        "batch": batch,
+        "length": length,
+        "step_seconds": round(step, 4),
+        "bft_seconds": round(added, 5),
+        "share_percent": round(100 * added / step, 3),
+        "largest_tensor_elements": largest.elements,
+        "batch_elements": batch * length,
+    }
+
+
+def main() -> None:
+    rows = []
+    for version in ("v1", "v3"):
+        for batch, length in SHAPES:
+            with TemporaryDirectory() as folder:
+                rows.append(measure(folder, version, batch, length))
+            print(rows[-1])
+    with Path(__file__).with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

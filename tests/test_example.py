@@ -1,0 +1,206 @@
+"""examples/train.py from end to end, on a tiny model in a folder and small files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import build_model, build_tokenizer, sample_rows
+
+from bft_trl import load_gene_sets
+from bft_trl.demo_model import HUB_ID, INSTALL, demo_model, wheel_file
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "train.py"
+CONFIGS = sorted((SCRIPT.parent / "configs").glob("*.yaml"))
+SMALL = "--max_steps 2 --eval_steps 2 --save_steps 2 --logging_steps 1 --lora_r 2 --eval_samples 3 --show_samples 2"
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    folder = tmp_path / "tiny"
+    build_model(hidden_size=64, max_position_embeddings=2048).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def run(*arguments, check=True, **options):
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_qlora_on_a_file_writes_all_that_the_readme_names(model_folder, tmp_path):
+    """4-bit NF4 on the CPU, LoRA on all linear layers, data from JSON lines with an evaluation part held out."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in sample_rows(12)))
+    out = tmp_path / "out"
+    arguments = ["--model_name_or_path", model_folder, "--dataset_name", data, "--output_dir", out, *SMALL.split()]
+    done = run(*arguments, "--group_size", 4)
+    assert "2 steps see 16 of 9 training rows, 178% of the data." in done.stdout
+    for name in ("adapter_model.safetensors", "adapter_config.json", "README.md", "metrics.csv", "training.png"):
+        assert (out / name).stat().st_size > 0, name
+    assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
+    metrics = pd.read_csv(out / "metrics.csv")
+    assert metrics["step"].tolist() == [0, 1, 2]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["steps"] == 2
+    assert summary["objective"]["group_size"] == 4
+    assert summary["eval_nll_after"] == pytest.approx(metrics["eval_nll"].dropna().iloc[-1], rel=1e-4)
+    assert len(summary["names"]) == 2
+    card = (out / "README.md").read_text()
+    assert "| `group_size` | `4` |" in card
+    assert "Held-out nll" in card
+    # resuming a finished run trains no further and is no error
+    assert "Resuming from" in run(*arguments, "--group_size", 4, "--resume_from_checkpoint", "True").stderr
+
+
+def test_shipped_gene_sets_are_the_default_data(model_folder, tmp_path):
+    out = tmp_path / "out"
+    done = run("--model_name_or_path", model_folder, "--output_dir", out, "--load_in_4bit", "False", *SMALL.split())
+    assert "of 1200 training rows" in done.stdout
+    summary = json.loads((out / "summary.json").read_text())
+    assert [row["reference"] for row in summary["names"]] == load_gene_sets("eval")["name"][:2]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_any_question_and_answer_table(suffix, model_folder, tmp_path):
+    data = tmp_path / f"qa{suffix}"
+    table = pd.DataFrame([{"q": r["prompt"], "why": r["completion"], "a": "yes"} for r in sample_rows(8)])
+    table.to_csv(data, index=False) if suffix == ".csv" else table.to_parquet(data)
+    columns = ["--prompt_column", "q", "--completion_columns", "why", "a", "--load_in_4bit", "False"]
+    common = ["--model_name_or_path", model_folder, "--dataset_name", data, "--output_dir", tmp_path / "o", *SMALL.split()]
+    run(*common, *columns)
+    done = run(*common, "--prompt_column", "question", *columns[2:], check=False)
+    assert done.returncode != 0
+    assert "`prompt_column='question'`" in done.stderr
+    assert "['q', 'why', 'a']" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dataset_name", "absent.jsonl"], "`dataset_name='absent.jsonl'`: no such file"),
+        (["--model_name_or_path", "nobody/nothing"], "`model_name_or_path='nobody/nothing'` cannot be loaded"),
+        (["--loss_type", "btf"], "invalid choice: 'btf'"),
+        (["--group_size", "256a"], "invalid int value: '256a'"),
+        (["--group_size", "0"], "`group_size=0`"),
+        (["--resume_from_checkpoint", "nowhere"], "`resume_from_checkpoint='nowhere'` is not a complete checkpoint"),
+        (["--dataset_train_split", "trian"], "`dataset_train_split='trian'`"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_clear_error(arguments, words, model_folder, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in sample_rows(6)))
+    defaults = {"--model_name_or_path": model_folder, "--dataset_name": data, "--output_dir": tmp_path / "out"}
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    flags = [part for pair in (defaults | given).items() for part in pair]
+    done = run(*flags, *SMALL.split(), "--load_in_4bit", "False", check=False, env=environment)
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_bitsandbytes(model_folder, tmp_path):
+    """4-bit asked for without the package: said before anything is loaded."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u\nf = u.find_spec\n"
+        "u.find_spec = lambda name, package=None: None if name == 'bitsandbytes' else f(name, package)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = run("--model_name_or_path", model_folder, "--output_dir", tmp_path / "o", check=False, env=environment)
+    assert done.returncode != 0
+    assert "needs bitsandbytes: pip install bitsandbytes, or --load_in_4bit False" in done.stderr
+
+
+def test_interrupt_leaves_a_usable_checkpoint(model_folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--model_name_or_path", model_folder, "--output_dir", out, "--load_in_4bit", "False", *SMALL.split()]
+    arguments += ["--max_steps", 100_000, "--eval_strategy", "no", "--save_steps", 100_000, "--logging_steps", 1]
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen([sys.executable, str(SCRIPT), *map(str, arguments)], stdout=log, stderr=log)
+        deadline = time.monotonic() + 120
+        while "'loss'" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0, (tmp_path / "log").read_text()[-2000:]
+    text = (tmp_path / "log").read_text()
+    assert "Go on with --resume_from_checkpoint True" in text
+    (checkpoint,) = out.glob("checkpoint-*")
+    step = int(checkpoint.name.split("-")[1])
+    arguments[arguments.index(100_000)] = step + 1
+    assert f"Resuming from {checkpoint}" in run(*arguments, "--resume_from_checkpoint", "True").stderr
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_recipes_parse(config, tmp_path):
+    """Every key is known, and a recipe's comment names its own file."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    import train
+
+    script, args, model = train.parse(["--config", str(config)])
+    assert args.output_dir == f"outputs/{config.stem}"
+    assert model.load_in_4bit
+    assert model.use_peft
+    assert f"--config examples/configs/{config.name}" in config.read_text()
+    assert script.dataset_name in (None, "FreedomIntelligence/medical-o1-reasoning-SFT")
+
+
+def test_defaults_depend_on_what_is_given():
+    sys.path.insert(0, str(SCRIPT.parent))
+    import train
+
+    _, demo, _ = train.parse([])
+    assert demo.max_steps == train.DEMO["max_steps"]
+    _, own_model, model = train.parse(["--model_name_or_path", "some/model"])
+    assert (own_model.max_steps, own_model.group_size) == (-1, train.GENE_SETS["group_size"])
+    assert model.load_in_4bit
+    _, own_data, _ = train.parse(["--dataset_name", "some/data", "--model_name_or_path", "some/model"])
+    assert (own_data.max_steps, own_data.group_size) == (-1, 256)
+    _, baseline, _ = train.parse(["--loss_type", "nll"])
+    assert (baseline.output_dir, baseline.max_steps) == ("outputs/nll", train.DEMO["max_steps"])
+
+
+# --- the demo's model -------------------------------------------------------------------------------------------------
+
+
+def test_without_the_wheel_it_is_the_hub_id(monkeypatch, tmp_path):
+    monkeypatch.setattr("bft_trl.demo_model.WHEEL", "no_such_package")
+    assert demo_model(tmp_path).path == HUB_ID
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_wheel_and_network_the_error_names_the_install_command(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import bft_trl.demo_model as d\nd.WHEEL = 'no_such_package'\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    done = run("--output_dir", tmp_path / "out", check=False, env=environment)
+    assert done.returncode != 0
+    assert INSTALL in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(wheel_file() is None, reason=f"needs the demo's wheel: {INSTALL}")
+def test_the_wheel_is_converted_once_and_whole(tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = demo_model(tmp_path)
+    folder = Path(model.path)
+    assert model.source.endswith(folder.name.split("-")[-1] + model.source[-52:])
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert loaded.num_parameters() == 134_515_008
+    assert not hasattr(loaded.config, "quantization_config")
+    text = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        [{"role": "user", "content": "hello"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text.endswith("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n")
+    monkeypatch.setattr("bft_trl.demo_model._convert", None)  # a second call must not convert
+    assert demo_model(tmp_path) == model
