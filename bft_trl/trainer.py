@@ -103,6 +103,8 @@ class BFTTrainer(SFTTrainer):
         if self.args.loss_type == "bft" and batches and "labels" in batches[0]:
             count = sum(_count_samples(batch) for batch in batches)
             num_items = self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
+        if self.args.logging_strategy == "no":
+            self._step_sums.clear()  # nobody will ever collect them
         self._step_sums.append(torch.zeros(len(_SUMS) + 1, dtype=torch.float64))
         self._step_sums[-1][-1] = torch.inf
         return batches, num_items
@@ -267,8 +269,8 @@ class BFTTrainer(SFTTrainer):
             self._warn(
                 "window",
                 f"Only {self._windowed_seen:.0f} of {self._samples_seen:.0f} samples are long enough for the "
-                f"confidence window of `group_size={args.group_size}` supervised tokens to act; for the others "
-                "the group confidence is the mean over the sample. Lower `group_size` to below the typical answer length "
+                f"confidence window of `group_size={args.group_size}` supervised tokens to act; for the others the "
+                "group confidence is the mean over the sample. Lower `group_size` to below the typical answer length "
                 "if that is not meant.",
             )
         if (args.loss_type == "dft" or args.token_weighting) and figures["token_weight"] < 0.01:

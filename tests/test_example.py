@@ -1,7 +1,7 @@
 """examples/train.py from end to end, on a tiny model in a folder and small files."""
 
+import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from conftest import build_model, build_tokenizer, sample_rows
 
 from bft_trl import load_gene_sets
@@ -17,6 +18,10 @@ from bft_trl.demo_model import HUB_ID, INSTALL, demo_model, wheel_file
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train.py"
 CONFIGS = sorted((SCRIPT.parent / "configs").glob("*.yaml"))
+sys.path.insert(0, str(SCRIPT.parent))
+
+import train  # noqa: E402
+
 SMALL = "--max_steps 2 --eval_steps 2 --save_steps 2 --logging_steps 1 --lora_r 2 --eval_samples 3 --show_samples 2"
 
 
@@ -28,22 +33,23 @@ def model_folder(tmp_path):
     return folder
 
 
-def run(*arguments, check=True, **options):
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
-    if check:
-        assert done.returncode == 0, done.stderr[-3000:]
-    return done
+def run(*arguments):
+    """The script in this process: importing torch and trl anew for every test would take minutes."""
+    threads = torch.get_num_threads()
+    try:
+        train.main([str(argument) for argument in arguments])
+    finally:
+        torch.set_num_threads(threads)
 
 
-def test_qlora_on_a_file_writes_all_that_the_readme_names(model_folder, tmp_path):
+def test_qlora_on_a_file_writes_all_that_the_readme_names(model_folder, tmp_path, capsys, caplog):
     """4-bit NF4 on the CPU, LoRA on all linear layers, data from JSON lines with an evaluation part held out."""
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in sample_rows(12)))
     out = tmp_path / "out"
     arguments = ["--model_name_or_path", model_folder, "--dataset_name", data, "--output_dir", out, *SMALL.split()]
-    done = run(*arguments, "--group_size", 4)
-    assert "2 steps see 16 of 9 training rows, 178% of the data." in done.stdout
+    run(*arguments, "--group_size", 4)
+    assert "2 steps see 16 of 9 training rows, 178% of the data." in capsys.readouterr().out
     for name in ("adapter_model.safetensors", "adapter_config.json", "README.md", "metrics.csv", "training.png"):
         assert (out / name).stat().st_size > 0, name
     assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
@@ -58,13 +64,14 @@ def test_qlora_on_a_file_writes_all_that_the_readme_names(model_folder, tmp_path
     assert "| `group_size` | `4` |" in card
     assert "Held-out nll" in card
     # resuming a finished run trains no further and is no error
-    assert "Resuming from" in run(*arguments, "--group_size", 4, "--resume_from_checkpoint", "True").stderr
+    run(*arguments, "--group_size", 4, "--resume_from_checkpoint", "True")
+    assert f"Resuming from {out / 'checkpoint-2'}" in caplog.text
 
 
-def test_shipped_gene_sets_are_the_default_data(model_folder, tmp_path):
+def test_shipped_gene_sets_are_the_default_data(model_folder, tmp_path, capsys):
     out = tmp_path / "out"
-    done = run("--model_name_or_path", model_folder, "--output_dir", out, "--load_in_4bit", "False", *SMALL.split())
-    assert "of 1200 training rows" in done.stdout
+    run("--model_name_or_path", model_folder, "--output_dir", out, "--load_in_4bit", "False", *SMALL.split())
+    assert "of 1200 training rows" in capsys.readouterr().out
     summary = json.loads((out / "summary.json").read_text())
     assert [row["reference"] for row in summary["names"]] == load_gene_sets("eval")["name"][:2]
 
@@ -74,13 +81,13 @@ def test_any_question_and_answer_table(suffix, model_folder, tmp_path):
     data = tmp_path / f"qa{suffix}"
     table = pd.DataFrame([{"q": r["prompt"], "why": r["completion"], "a": "yes"} for r in sample_rows(8)])
     table.to_csv(data, index=False) if suffix == ".csv" else table.to_parquet(data)
-    columns = ["--prompt_column", "q", "--completion_columns", "why", "a", "--load_in_4bit", "False"]
-    common = ["--model_name_or_path", model_folder, "--dataset_name", data, "--output_dir", tmp_path / "o", *SMALL.split()]
+    columns = ["--prompt_column", "q", "--completion_columns", "why", "a"]
+    out = tmp_path / "o"
+    common = ["--model_name_or_path", model_folder, "--dataset_name", data, "--output_dir", out, *SMALL.split()]
+    common += ["--load_in_4bit", "False"]
     run(*common, *columns)
-    done = run(*common, "--prompt_column", "question", *columns[2:], check=False)
-    assert done.returncode != 0
-    assert "`prompt_column='question'`" in done.stderr
-    assert "['q', 'why', 'a']" in done.stderr
+    with pytest.raises(ValueError, match=r"`prompt_column='question'`.*\['q', 'why', 'a'\]"):
+        run(*common, "--prompt_column", "question", *columns[2:])
 
 
 @pytest.mark.parametrize(
@@ -96,35 +103,40 @@ def test_any_question_and_answer_table(suffix, model_folder, tmp_path):
     ],
     ids=str,
 )
-def test_bad_input_is_one_clear_error(arguments, words, model_folder, tmp_path):
+def test_bad_input_is_one_clear_error(arguments, words, model_folder, tmp_path, capsys):
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in sample_rows(6)))
     defaults = {"--model_name_or_path": model_folder, "--dataset_name": data, "--output_dir": tmp_path / "out"}
     given = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     flags = [part for pair in (defaults | given).items() for part in pair]
-    done = run(*flags, *SMALL.split(), "--load_in_4bit", "False", check=False, env=environment)
-    assert done.returncode != 0
-    assert words in done.stderr
+    with pytest.raises((ValueError, OSError, SystemExit)) as error:
+        run(*flags, *SMALL.split(), "--load_in_4bit", "False")
+    assert words in str(error.value) + capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_no_bitsandbytes(model_folder, tmp_path):
+def test_no_bitsandbytes(model_folder, tmp_path, monkeypatch):
     """4-bit asked for without the package: said before anything is loaded."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import importlib.util as u\nf = u.find_spec\n"
-        "u.find_spec = lambda name, package=None: None if name == 'bitsandbytes' else f(name, package)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = run("--model_name_or_path", model_folder, "--output_dir", tmp_path / "o", check=False, env=environment)
-    assert done.returncode != 0
-    assert "needs bitsandbytes: pip install bitsandbytes, or --load_in_4bit False" in done.stderr
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find_spec(name))
+    with pytest.raises(ImportError, match="needs bitsandbytes: pip install bitsandbytes, or --load_in_4bit False"):
+        run("--model_name_or_path", model_folder, "--output_dir", tmp_path / "o")
 
 
-def test_interrupt_leaves_a_usable_checkpoint(model_folder, tmp_path):
+def test_interrupt_leaves_a_usable_checkpoint(model_folder, tmp_path, caplog):
     out = tmp_path / "out"
-    arguments = ["--model_name_or_path", model_folder, "--output_dir", out, "--load_in_4bit", "False", *SMALL.split()]
-    arguments += ["--max_steps", 100_000, "--eval_strategy", "no", "--save_steps", 100_000, "--logging_steps", 1]
+    arguments = ["--model_name_or_path", model_folder, "--output_dir", out, "--load_in_4bit", "False"]
+    arguments += [
+        *SMALL.split(),
+        "--max_steps",
+        100_000,
+        "--eval_strategy",
+        "no",
+        "--save_steps",
+        100_000,
+        "--logging_steps",
+        1,
+    ]
     with (tmp_path / "log").open("w+") as log:
         process = subprocess.Popen([sys.executable, str(SCRIPT), *map(str, arguments)], stdout=log, stderr=log)
         deadline = time.monotonic() + 120
@@ -137,15 +149,13 @@ def test_interrupt_leaves_a_usable_checkpoint(model_folder, tmp_path):
     (checkpoint,) = out.glob("checkpoint-*")
     step = int(checkpoint.name.split("-")[1])
     arguments[arguments.index(100_000)] = step + 1
-    assert f"Resuming from {checkpoint}" in run(*arguments, "--resume_from_checkpoint", "True").stderr
+    run(*arguments, "--resume_from_checkpoint", "True")
+    assert f"Resuming from {checkpoint}" in caplog.text
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_recipes_parse(config, tmp_path):
     """Every key is known, and a recipe's comment names its own file."""
-    sys.path.insert(0, str(SCRIPT.parent))
-    import train
-
     script, args, model = train.parse(["--config", str(config)])
     assert args.output_dir == f"outputs/{config.stem}"
     assert model.load_in_4bit
@@ -155,9 +165,6 @@ def test_recipes_parse(config, tmp_path):
 
 
 def test_defaults_depend_on_what_is_given():
-    sys.path.insert(0, str(SCRIPT.parent))
-    import train
-
     _, demo, _ = train.parse([])
     assert demo.max_steps == train.DEMO["max_steps"]
     _, own_model, model = train.parse(["--model_name_or_path", "some/model"])
@@ -169,7 +176,7 @@ def test_defaults_depend_on_what_is_given():
     assert (baseline.output_dir, baseline.max_steps) == ("outputs/nll", train.DEMO["max_steps"])
 
 
-# --- the demo's model -------------------------------------------------------------------------------------------------
+# --- the demo's model ------------------------------------------------------------------------------------------------
 
 
 def test_without_the_wheel_it_is_the_hub_id(monkeypatch, tmp_path):
@@ -178,12 +185,11 @@ def test_without_the_wheel_it_is_the_hub_id(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_wheel_and_network_the_error_names_the_install_command(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import bft_trl.demo_model as d\nd.WHEEL = 'no_such_package'\n")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    done = run("--output_dir", tmp_path / "out", check=False, env=environment)
-    assert done.returncode != 0
-    assert INSTALL in done.stderr
+def test_without_wheel_and_network_the_error_names_the_install_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("bft_trl.demo_model.WHEEL", "no_such_package")
+    monkeypatch.setattr("bft_trl.demo_model.HUB_ID", "nobody/nothing")  # nor in this machine's Hub cache
+    with pytest.raises(OSError, match=INSTALL):
+        run("--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
