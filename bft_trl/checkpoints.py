@@ -1,9 +1,11 @@
-"""Which checkpoint of a run is whole, and files that are written whole or not at all."""
+"""Which checkpoint of a run is whole, and whether a run may go on from it or write beside it."""
 
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 WEIGHT_FILES = (
     "adapter_model.safetensors",
@@ -12,17 +14,6 @@ WEIGHT_FILES = (
     "adapter_model.bin",
     "pytorch_model.bin",
 )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically: a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def missing_part(folder: Path) -> str | None:
@@ -41,7 +32,8 @@ def missing_part(folder: Path) -> str | None:
         return "its trainer_state.json is cut short"
     # FSDP and DeepSpeed keep weights and optimizer in folders of their own.
     sharded = any(folder.glob("global_step*")) or any(folder.glob("*_0"))
-    if not sharded and not any((folder / name).is_file() for name in WEIGHT_FILES):
+    # PEFT keeps an adapter with a name of its own in a folder of that name.
+    if not sharded and not any(found.is_file() for name in WEIGHT_FILES for found in folder.glob(f"**/{name}")):
         return "it has no model weights"
     if not sharded and not (folder / "optimizer.pt").is_file():
         return "it has no optimizer.pt"
@@ -75,3 +67,32 @@ def last_complete_checkpoint(output_dir: Path) -> tuple[str, list[tuple[str, str
         + "".join(f"; {folder}: {reason}" for folder, reason in skipped)
         + ". Start without `resume_from_checkpoint`, or name the right `output_dir`."
     )
+
+
+def check_same_objective(folder: Path, objective: Mapping[str, Any]) -> None:
+    """Raises ValueError where a checkpoint was trained with another objective than the run that goes on from it."""
+    file = folder / "objective.json"
+    if not file.is_file():  # a checkpoint of plain TRL
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))
+    # Under "nll" and "dft" the other fields have no effect.
+    names = objective if objective["loss_type"] == before.get("loss_type") == "bft" else ["loss_type"]
+    changed = [
+        f"{name} was {before.get(name)!r}, is {objective[name]!r}"
+        for name in names
+        if before.get(name) != objective[name]
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder} was trained with another objective: {'; '.join(changed)}. Set the same values to go on "
+            "from it, or start anew in another `output_dir`."
+        )
+
+
+def check_output_dir(folder: Path) -> None:
+    """Raises ValueError where a run could not write, before it has trained."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"`output_dir={str(folder)!r}`: {existing} is a file. Name a folder.")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"`output_dir={str(folder)!r}`: {existing} is not writable. Name another folder.")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from trl import SFTConfig
@@ -83,7 +84,14 @@ class BFTConfig(SFTConfig):
             # TRL's own alias for "nll", which SFTConfig still translates with a deprecation warning.
             if getattr(self, name) not in (*choices, *(["chunked_nll"] if name == "loss_type" else [])):
                 raise ValueError(f"`{name}={getattr(self, name)!r}` is not known: choose one of {choices}.")
-        if not isinstance(self.group_size, int) or isinstance(self.group_size, bool) or self.group_size < 1:
+        for name in ("token_weighting", "sample_weighting"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}={getattr(self, name)!r}` must be True or False.")
+        if (
+            not hasattr(self.group_size, "__index__")
+            or not _is_number(self.group_size)
+            or not 1 <= self.group_size < 2**31
+        ):
             raise ValueError(
                 f"`group_size={self.group_size!r}` must be a whole number of supervised tokens, 1 or more; "
                 "the paper uses 256."
@@ -113,6 +121,7 @@ class BFTConfig(SFTConfig):
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # transformers takes any name that does not end in "loss" for a score.
             self.greater_is_better = not self.metric_for_best_model.endswith(("nll", "loss"))
+        self.group_size = int(self.group_size)  # also of numpy, which JSON would not take
         super().__post_init__()
 
     def objective(self) -> dict[str, Any]:
@@ -121,4 +130,4 @@ class BFTConfig(SFTConfig):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-from bft_trl.checkpoints import check_checkpoint, last_complete_checkpoint, write_text
+from bft_trl.atomic import write_text
+from bft_trl.checkpoints import check_checkpoint, check_output_dir, check_same_objective, last_complete_checkpoint
 from bft_trl.config import BFTConfig
 from bft_trl.model_card import CARD_NAMES, PAPERS, objective_section
 from bft_trl.weighting import SupervisedTokens, Weights, bft_weights, supervised_tokens
@@ -56,7 +57,15 @@ class BFTTrainer(SFTTrainer):
 
     _tag_names = ("trl", "bft")
 
-    def __init__(self, model: Any, args: BFTConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        args: BFTConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        **kwargs: Any,
+    ) -> None:
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = BFTConfig(f"{name.rstrip('/').split('/')[-1]}-BFT")
@@ -67,9 +76,16 @@ class BFTTrainer(SFTTrainer):
                 "`compute_loss_func` replaces the loss that `BFTTrainer` is there for. Remove it, or choose the "
                 "objective with `BFTConfig(loss_type=...)`."
             )
-        if kwargs.get("train_dataset") is not None:
-            _check_dataset(kwargs["train_dataset"], args, kwargs.get("formatting_func"), "train")
-        _resolve_best_metric(args, kwargs.get("eval_dataset"))
+        check_output_dir(Path(args.output_dir))
+        if train_dataset is not None:
+            _check_dataset(train_dataset, args, kwargs.get("formatting_func"), "train")
+        peft_config = kwargs.get("peft_config") or getattr(model, "active_peft_config", None)
+        if getattr(peft_config, "is_prompt_learning", False) and (args.packing or args.padding_free):
+            raise ValueError(
+                f"`{type(peft_config).__name__}` puts virtual tokens before each row, which breaks the documents of "
+                "packed and padding-free batches. Set `packing=False` and `padding_free=False`, or use LoRA."
+            )
+        _resolve_best_metric(args, eval_dataset)
 
         loss_type = args.loss_type
         self._name = CARD_NAMES[loss_type]
@@ -77,7 +93,7 @@ class BFTTrainer(SFTTrainer):
         # For TRL every objective but its own "dft" is an "nll" whose reduction we replace.
         args.loss_type = "dft" if loss_type == "dft" else "nll"
         try:
-            super().__init__(model, args=args, **kwargs)
+            super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
         finally:
             args.loss_type = loss_type
 
@@ -86,6 +102,12 @@ class BFTTrainer(SFTTrainer):
             raise ValueError(
                 "The model has no trainable parameter, so nothing would be learned. Pass a `peft_config`, load the "
                 "adapter with `PeftModel.from_pretrained(..., is_trainable=True)`, or unfreeze some parameters."
+            )
+        streamed = isinstance(self.eval_dataset, IterableDataset)
+        if self.accelerator.num_processes > 1 and eval_dataset is not None and (self.padding_free or streamed):
+            logger.warning(
+                "On several ranks an evaluation set that is packed, padding-free or streamed may count the rows twice "
+                "that fill up the last batch. For exact figures evaluate on one rank, or unpacked, not streamed."
             )
         if loss_type == "bft":
             # Our loss is divided by the samples of the whole step, so `Trainer` must not divide it again.
@@ -171,8 +193,11 @@ class BFTTrainer(SFTTrainer):
 
     @torch.no_grad()
     def _record(self, tokens: SupervisedTokens, weights: Weights, rows: int) -> None:
-        nll = -tokens.log_probs.detach().double()
-        sample = torch.arange(len(tokens.lengths), device=nll.device).repeat_interleave(tokens.lengths)
+        # On the CPU: the sums are float64, which MPS does not have, and they are needed there anyway.
+        tokens = SupervisedTokens(*(part.detach().cpu() for part in tokens))
+        weights = Weights(*(part.cpu() for part in weights))
+        nll = -tokens.log_probs.double()
+        sample = torch.arange(len(tokens.lengths)).repeat_interleave(tokens.lengths)
 
         def per_sample(values: torch.Tensor) -> torch.Tensor:
             return nll.new_zeros(len(tokens.lengths)).index_add(0, sample, values.double())
@@ -193,8 +218,8 @@ class BFTTrainer(SFTTrainer):
         table = torch.stack([columns[name].double() for name in _SUMS], dim=1)  # (B, len(_SUMS))
         if self.model.training and self._step_sums:
             step = self._step_sums[-1]
-            step[:-1] += table.sum(0).cpu()
-            step[-1] = torch.cat([step[-1:], weights.group_confidence.double().cpu()]).min()
+            step[:-1] += table.sum(0)
+            step[-1] = torch.cat([step[-1:], weights.group_confidence.double()]).min()
         elif not self.model.training:
             # One line per row of the batch: `gather_for_metrics` then leaves out the rows that a sampler repeats to
             # give every rank the same number.
@@ -202,8 +227,9 @@ class BFTTrainer(SFTTrainer):
             by_row[:, :-1].index_add_(0, tokens.row, table)
             by_row[:, -1] = torch.inf
             by_row[:, -1] = by_row[:, -1].scatter_reduce(0, tokens.row, weights.group_confidence.double(), "amin")
-            gathered = self.accelerator.gather_for_metrics(by_row).cpu()
-            self._eval_sums.append(torch.cat([gathered[:, :-1].sum(0), gathered[:, -1].min()[None]]))
+            if self.accelerator.num_processes > 1:
+                by_row = self.accelerator.gather_for_metrics(by_row.to(self.accelerator.device)).cpu()
+            self._eval_sums.append(torch.cat([by_row[:, :-1].sum(0), by_row[:, -1].min()[None]]))
 
     def _figures(self, sums: torch.Tensor) -> dict[str, float]:
         """Logged figures from the (steps, sums + minimum) table of an interval; an evaluation set is one step."""
@@ -211,7 +237,9 @@ class BFTTrainer(SFTTrainer):
         samples, tokens = pooled["samples"], pooled["tokens"]
         if samples == 0:
             return {}
-        weight, squared = sums[:, _SUMS.index("sample_weight")], sums[:, _SUMS.index("sample_weight_squared")]
+        # A stream's last pull may come back empty: that is no step.
+        steps = sums[sums[:, _SUMS.index("samples")] > 0]
+        weight, squared = steps[:, _SUMS.index("sample_weight")], steps[:, _SUMS.index("sample_weight_squared")]
         return {
             "nll": pooled["nll"] / tokens,
             "token_weight": pooled["token_weight"] / tokens,
@@ -246,7 +274,8 @@ class BFTTrainer(SFTTrainer):
             figures = self._figures(total)
             output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
             # `Trainer` averages batch losses; the mean over the evaluation set does not depend on the batch size.
-            if figures:
+            # (With a mixture of experts it stays TRL's, which holds the auxiliary loss of each batch.)
+            if figures and not self.aux_loss_enabled:
                 unit = "samples" if self.args.loss_type == "bft" else "tokens"
                 loss = total[0, _SUMS.index("objective")] / total[0, _SUMS.index(unit)]
                 output.metrics[f"{prefix}_loss"] = loss.item()
@@ -283,10 +312,13 @@ class BFTTrainer(SFTTrainer):
         tenth = self.state.max_steps / 10
         history = [(entry["step"], entry["nll"]) for entry in self.state.log_history if "nll" in entry]
         start = [nll for step, nll in history if step <= max(tenth, history[0][0])]
-        if start and self.state.global_step > max(tenth, history[0][0]):
-            recent = [nll for step, nll in history if step > self.state.global_step - tenth] + [figures["nll"]]
+        later = [*history[len(start) :], (self.state.global_step, figures["nll"])]
+        if start and len(later) > 1:
+            # A tenth of the run, at least two log points, against its start; 2 % is the noise between batches.
+            recent = [nll for step, nll in later[:-2] if step > self.state.global_step - tenth]
+            recent += [nll for _, nll in later[-2:]]
             before, now = sum(start) / len(start), sum(recent) / len(recent)
-            if now > before:
+            if now > 1.02 * before:
                 self._warn(
                     "rising",
                     f"The unweighted nll is {now:.3f} at step {self.state.global_step}, above its start of "
@@ -312,10 +344,12 @@ class BFTTrainer(SFTTrainer):
     ) -> Any:
         """TRL's preparation, which drops rows without a supervised token in silence: here they are named."""
         _check_dataset(dataset, args, formatting_func, dataset_name)
-        if not isinstance(
-            dataset, Dataset
-        ):  # a stream cannot be counted beforehand; such rows weigh nothing in a batch
-            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        if not isinstance(dataset, Dataset):
+            # A stream cannot be counted beforehand; rows without a supervised token weigh nothing in a batch.
+            stream = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+            if next(iter(stream), None) is None:
+                raise ValueError(_no_supervised_token(dataset_name, args))
+            return stream
         ids = dataset["id"] if "id" in dataset.column_names else range(len(dataset))
         dataset = dataset.add_column(_ROW, list(range(len(dataset))))
         first_args = args
@@ -329,14 +363,10 @@ class BFTTrainer(SFTTrainer):
             ._prepare_dataset(dataset, processing_class, first_args, False, formatting_func, dataset_name)
             .filter(_has_target, input_columns="labels", desc=f"Checking {dataset_name} dataset for supervised tokens")
         )
-        kept = set(dataset[_ROW])
+        kept = {int(row) for row in dataset[_ROW]}
         dropped = [ids[row] for row in range(len(ids)) if row not in kept]
         if not kept:
-            raise ValueError(
-                f"The {dataset_name} dataset has no supervised token in any of its {len(ids)} rows. Check "
-                f"`completion_only_loss`, `assistant_only_loss`, and whether `max_length={args.max_length}` cuts the "
-                "answers off."
-            )
+            raise ValueError(_no_supervised_token(dataset_name, args))
         if dropped:
             named = ", ".join(str(name) for name in dropped[:10]) + (", ..." if len(dropped) > 10 else "")
             logger.warning(
@@ -353,6 +383,8 @@ class BFTTrainer(SFTTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As `Trainer.train`; `resume_from_checkpoint=True` takes the last *complete* checkpoint and says which."""
+        self._step_sums, self._samples_seen, self._windowed_seen = [], 0.0, 0.0
+        self._warned.clear()
         if resume_from_checkpoint is True:
             resume_from_checkpoint, skipped = last_complete_checkpoint(Path(self.args.output_dir))
             for folder, reason in skipped:
@@ -360,6 +392,8 @@ class BFTTrainer(SFTTrainer):
             logger.warning("Resuming from %s.", resume_from_checkpoint)
         elif resume_from_checkpoint:
             check_checkpoint(Path(resume_from_checkpoint))
+        if resume_from_checkpoint:
+            check_same_objective(Path(resume_from_checkpoint), self.args.objective())
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
     def _save_checkpoint(self, model: PreTrainedModel, trial: Any) -> None:
@@ -417,18 +451,51 @@ def _has_target(labels: list[int]) -> bool:
     return any(label != -100 for label in labels[1:])
 
 
+def _no_supervised_token(name: str, args: BFTConfig) -> str:
+    return (
+        f"The {name} dataset has no supervised token in any row. Check `completion_only_loss`, `assistant_only_loss`, "
+        f"and whether `max_length={args.max_length}` cuts the answers off."
+    )
+
+
 def _check_dataset(dataset: Any, args: BFTConfig, formatting_func: Callable | None, name: str) -> None:
-    if not isinstance(dataset, Dataset) or (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
-        return
-    if len(dataset) == 0:
+    """Raises ValueError for data that TRL's preparation would stumble over, or train on in vain."""
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return  # TRL refuses other types
+    if next(iter(dataset), None) is None:
         raise ValueError(f"The {name} dataset is empty. Check the file, the split and any filter before it.")
+    if not isinstance(dataset, Dataset):
+        return
     columns = set(dataset.column_names)
+    if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        if "labels" in columns and not any(map(_has_target, dataset["labels"])):
+            raise ValueError(_no_supervised_token(name, args))
+        return
     formats = [{"prompt", "completion"}, {"messages"}, {"conversations"}, {args.dataset_text_field}, {"input_ids"}]
-    if formatting_func is None and not any(form <= columns for form in formats):
+    if formatting_func is not None or {"input_ids"} <= columns:
+        return
+    if not any(form <= columns for form in formats):
         raise ValueError(
             f"The {name} dataset has the columns {sorted(columns)}, but needs 'prompt' and 'completion', 'messages', "
             f"'{args.dataset_text_field}' or 'input_ids'. Rename them, or set `dataset_text_field`."
         )
+    for column in sorted(columns & {"prompt", "completion", "messages", args.dataset_text_field}):
+        for row, value in enumerate(dataset[column]):
+            if not _is_text(value):
+                raise ValueError(
+                    f"The {name} dataset has no text in column '{column}' of row {row}: {value!r:.80}. Fill in or "
+                    "drop such rows."
+                )
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is text or a conversation; only a message that calls a tool may do without content."""
+    if isinstance(value, list) and value:
+        return all(
+            isinstance(message, dict) and (message.get("content") is not None or message.get("tool_calls"))
+            for message in value
+        )
+    return isinstance(value, str)
 
 
 def _check_parallelism(config: Any) -> None:

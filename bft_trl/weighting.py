@@ -96,8 +96,10 @@ def minimum_group_confidence(
     right = torch.minimum(left + group_size, end)
     if mean == "geometric":
         confidence = window_means(log_probs, left, right).exp()
+    elif mean == "arithmetic":
+        confidence = window_means(log_probs.exp(), left, right).clamp(min=0)
     else:
-        confidence = window_means(log_probs.exp(), left, right)
+        raise ValueError(f"`mean={mean!r}` is not known: choose 'geometric' or 'arithmetic'.")
     return _minimum_per_sample(confidence, lengths)
 
 
@@ -153,12 +155,14 @@ def bft_weights(
         confidence = minimum_group_confidence(log_probs, lengths, group_size=group_size, mean=confidence_mean)
         token, sample = probs, 1 - confidence**confidence_gamma
         windowed = lengths > group_size
-    else:
+    elif version == "v3":
         local = local_confidence(log_probs, lengths, group_size=group_size)
         confidence = _minimum_per_sample(local, lengths)
         token, sample = (probs / (local + V3_EPSILON)).clamp(0, 1), 1 - confidence
         # The first token's window ends after (g + 1) // 2 tokens: from there on some window is not the whole sample.
         windowed = lengths > (group_size + 1) // 2
+    else:
+        raise ValueError(f"`version={version!r}` is not known: choose 'v1' or 'v3'.")
     return Weights(token.clamp(min=min_token_weight), sample.clamp(0, 1), confidence, windowed)
 
 

@@ -30,11 +30,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from transformers import TrainerCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from bft_trl import BFTConfig, BFTTrainer, load_gene_sets
-from bft_trl.checkpoints import write_text
+from bft_trl.atomic import write_text
 from bft_trl.demo_model import INSTALL, demo_model
 from bft_trl.prompts import conversation, parse_process
 from bft_trl.report.curves import history_table, plot_history
@@ -126,6 +127,8 @@ def parse(argv: list[str] | None = None) -> tuple[ExampleArguments, BFTConfig, M
     parser = TrlParser((ExampleArguments, BFTConfig, ModelConfig))
     given = {name.split("=")[0].removeprefix("--").replace("-", "_") for name in argv if name.startswith("--")}
     defaults: dict[str, Any] = device_settings()
+    if "config" in given and not Path(_value(argv, "config")).is_file():
+        raise FileNotFoundError(f"`config={_value(argv, 'config')!r}`: no such file.")
     if "config" not in given:
         defaults |= RECIPE
         if "dataset_name" not in given:
@@ -150,18 +153,23 @@ def device_settings() -> dict[str, Any]:
 def load_data(script: ExampleArguments, seed: int) -> tuple[Any, Any]:
     """Training and evaluation rows in one of TRL's formats."""
     name = script.dataset_name
+    if script.eval_samples < 1:
+        raise ValueError(f"`eval_samples={script.eval_samples}` must be 1 or more; --eval_strategy no does without.")
     if name is None:
         train, test = load_gene_sets("train"), load_gene_sets("eval")
     else:
         kind = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}.get(Path(name).suffix)
         if kind and not Path(name).is_file():
             raise FileNotFoundError(f"`dataset_name={name!r}`: no such file.")
-        options: dict[str, Any] = {"streaming": script.dataset_streaming}
-        splits = (
-            load_dataset(kind, data_files=name, **options)
-            if kind
-            else load_dataset(name, script.dataset_config, **options)
-        )
+        if kind and not Path(name).stat().st_size:
+            raise ValueError(f"`dataset_name={name!r}`: the file is empty.")
+        if Path(name).is_file() and not kind:
+            raise ValueError(f"`dataset_name={name!r}`: use a .json, .jsonl, .parquet or .csv file.")
+        options: dict[str, Any] = {"streaming": script.dataset_streaming} | ({"data_files": name} if kind else {})
+        try:
+            splits = load_dataset(*([kind] if kind else [name, script.dataset_config]), **options)
+        except DatasetGenerationError as error:
+            raise ValueError(f"`dataset_name={name!r}` cannot be read: {error.__cause__ or error}") from error
         if script.dataset_train_split not in splits:
             raise ValueError(
                 f"`dataset_train_split={script.dataset_train_split!r}` is not in {name!r}; it has {list(splits)}."
@@ -179,17 +187,23 @@ def load_data(script: ExampleArguments, seed: int) -> tuple[Any, Any]:
 
 def as_conversation(rows: Any, script: ExampleArguments) -> Any:
     """Rows of any question-and-answer table in TRL's conversational form."""
-    columns = [script.prompt_column, *(script.completion_columns or [])]
+    columns = [script.prompt_column or "", *(script.completion_columns or [])]
     missing = [name for name in columns if name not in (rows.column_names or columns)]
-    if missing or len(columns) < 2 or script.prompt_column is None:
+    if missing or len(columns) < 2 or not script.prompt_column:
         raise ValueError(
             f"`prompt_column={script.prompt_column!r}` and `completion_columns={script.completion_columns!r}` must "
             f"both name columns of the data, which has {rows.column_names}."
         )
-    return rows.map(
-        lambda row: conversation(row[columns[0]], "\n\n".join(row[name] for name in columns[1:])),
-        remove_columns=rows.column_names,
-    )
+
+    def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
+        for name in columns:
+            if not isinstance(row[name], str):
+                raise ValueError(
+                    f"Column '{name}' has no text in row {index}: {row[name]!r}. Fill in or drop such rows."
+                )
+        return conversation(row[columns[0]], "\n\n".join(row[name] for name in columns[1:]))
+
+    return rows.map(convert, with_indices=True, remove_columns=rows.column_names)
 
 
 @torch.no_grad()
@@ -250,14 +264,17 @@ def main(argv: list[str] | None = None) -> None:
         model_args.model_name_or_path, source = demo_model()
     if test is None:
         args.eval_strategy, args.eval_on_start = "no", False
-    if args.pad_token is None and args.model_init_kwargs is None:
+    if args.model_init_kwargs is None:
         args.model_init_kwargs = {
             "revision": model_args.model_revision,
             "attn_implementation": model_args.attn_implementation,
             "dtype": model_args.dtype,
         }
-    if len(model_args.lora_target_modules or []) == 1:
-        model_args.lora_target_modules = model_args.lora_target_modules[0]  # "all-linear" is a word, not a list
+    target = model_args.lora_target_modules
+    if isinstance(target, str) and target.isidentifier():
+        model_args.lora_target_modules = [
+            target
+        ]  # ModelConfig made a pattern, which has to match the full name, of one name
     interrupt = StopAtInterrupt()
     try:
         trainer = BFTTrainer(
@@ -286,11 +303,8 @@ def main(argv: list[str] | None = None) -> None:
     before = answers(trainer, prompts) if prompts else []
 
     start = time.monotonic()
-    trainer.train(
-        resume_from_checkpoint={"True": True, "true": True}.get(
-            args.resume_from_checkpoint or "", args.resume_from_checkpoint
-        )
-    )
+    resume = args.resume_from_checkpoint or ""
+    trainer.train(resume_from_checkpoint={"true": True, "false": None, "": None}.get(resume.lower(), resume))
     seconds = time.monotonic() - start
 
     trainer.save_model()

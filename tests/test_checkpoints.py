@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
 from bft_trl import BFTTrainer
-from bft_trl.checkpoints import last_complete_checkpoint, missing_part, write_text
+from bft_trl.atomic import write_text
+from bft_trl.checkpoints import last_complete_checkpoint, missing_part
 
 RUN = {
     "per_device_train_batch_size": 2,
@@ -106,6 +107,22 @@ def test_resume_from_what_is_no_checkpoint(tmp_path):
     for folder, reason in ((tmp_path, "no trainer_state.json"), (tmp_path / "absent", "it is no folder")):
         with pytest.raises(ValueError, match=f"not a complete checkpoint: .*{reason}"):
             run.train(resume_from_checkpoint=str(folder))
+
+
+def test_resume_with_another_objective_is_refused(tmp_path):
+    adapter_run(tmp_path, max_steps=2).train()
+    with pytest.raises(ValueError, match="group_size was 8, is 16.*another `output_dir`"):
+        adapter_run(tmp_path, group_size=16).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="loss_type was 'bft', is 'nll'"):
+        adapter_run(tmp_path, loss_type="nll").train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_named_adapters_are_complete_checkpoints(tmp_path):
+    folder = tmp_path / "checkpoint-3"
+    (folder / "bio").mkdir(parents=True)
+    for name in ("trainer_state.json", "optimizer.pt", "bio/adapter_model.safetensors"):
+        (folder / name).write_text("{}")
+    assert missing_part(folder) is None
 
 
 def test_numbers_are_compared_as_numbers(tmp_path):

@@ -43,6 +43,8 @@ def test_direction_of_the_best_metric(metric, greater, tmp_path):
         ({"group_size": "256a"}, ["group_size='256a'", "whole number"]),
         ({"group_size": 2.5}, ["group_size=2.5", "whole number"]),
         ({"group_size": True}, ["group_size=True", "whole number"]),
+        ({"group_size": 10**30}, ["group_size=1000", "whole number"]),
+        ({"token_weighting": "False"}, ["token_weighting='False'", "True or False"]),
         ({"confidence_gamma": 0}, ["confidence_gamma=0", "above 0"]),
         ({"confidence_gamma": float("nan")}, ["confidence_gamma=nan", "above 0"]),
         ({"min_token_weight": 1.5}, ["min_token_weight=1.5", "[0, 1]"]),

@@ -61,6 +61,10 @@ def test_overlap_by_hand():
     assert pairs == [(0, 0, pytest.approx(0.8)), (1, 2, pytest.approx(1.0))]
 
 
+def test_overlap_ignores_case():
+    assert len(list(overlapping_sets([["tp53", "Mdm2"]], [["TP53", "MDM2"]]))) == 1
+
+
 def test_overlap_equals_the_plain_double_loop():
     rng = np.random.default_rng(0)
     drawn = [[f"g{i}" for i in rng.choice(12, rng.integers(1, 12), replace=False)] for _ in range(60)]
@@ -149,7 +153,7 @@ def test_build_end_to_end(databases, tmp_path):
 
 
 def test_genes_from_lists_and_text():
-    for genes in ("A B,C;D", "A, B, C, D", ["A", "B", "C", "D"], np.array(["A", "B", "C", "D"])):
+    for genes in ("A B,C;D", "A, B, C, D", "A/B|C/D", "['A', 'B', 'C', 'D']", list("ABCD"), np.array(list("ABCD"))):
         assert split_genes(genes) == ["A", "B", "C", "D"]
     assert split_genes("  ") == split_genes(None) == split_genes(float("nan")) == []
 
@@ -165,6 +169,7 @@ def test_genes_from_lists_and_text():
         ("a.csv", "id,name,genes\n1,x,A B\n2,y,\n", 'empty gene list in "2"'),
         ("a.tsv", "id\tname\tgenes\n1\tx\tA\n1\ty\tB\n", 'repeated id "1"'),
         ("a.csv", "", "cannot be read as csv"),
+        ("a.csv", "id,name,genes\n1,x,A\n2,,B\n", 'no name in row "1"'),
     ],
 )
 def test_bad_tables_name_the_file_and_the_fault(name, content, words, tmp_path):
@@ -172,6 +177,21 @@ def test_bad_tables_name_the_file_and_the_fault(name, content, words, tmp_path):
     file.write_text(content)
     with pytest.raises(ValueError, match=f"{name}: .*{words}"):
         read_gene_sets(file)
+
+
+def test_numbers_are_taken_as_text(tmp_path):
+    file = tmp_path / "n.csv"
+    file.write_text("id,name,genes\n1,2,3\n")
+    assert read_gene_sets(file)[["id", "name", "genes"]].values.tolist() == [["1", "2", ["3"]]]
+
+
+def test_odd_paths_of_databases(databases, tmp_path):
+    """A '#' ends the path of a URI: without quoting, an empty database would be made and read."""
+    folder = tmp_path / "a#b"
+    folder.mkdir()
+    moved = [path.rename(folder / path.name) for path in databases]
+    assert len(read_bioconductor(*moved)) == 7
+    assert not (tmp_path / "a").exists()
 
 
 def test_missing_files(tmp_path, databases):
@@ -217,6 +237,9 @@ def test_cli_bad_input_is_one_line(databases, tmp_path, capsys):
         (["--exclude", str(tmp_path / "no.csv")], "no.csv: no such file"),
         (["--min-genes", "0"], "`min_genes=0`"),
         (["--eval-sets", "500"], "500 gene sets asked for"),
+        (["--eval-sets", "0"], "eval: 0 gene sets asked for; ask for 1 or more"),
+        (["--eval-sets", "7"], "train: some gene sets asked for, 0 left"),
+        (["--seed", "-1"], "`seed=-1` must be 0 or more"),
     ):
         assert main([*arguments, *extra]) == 2
         message = capsys.readouterr().err

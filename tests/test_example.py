@@ -100,6 +100,9 @@ def test_any_question_and_answer_table(suffix, model_folder, tmp_path):
         (["--group_size", "0"], "`group_size=0`"),
         (["--resume_from_checkpoint", "nowhere"], "`resume_from_checkpoint='nowhere'` is not a complete checkpoint"),
         (["--dataset_train_split", "trian"], "`dataset_train_split='trian'`"),
+        (["--eval_samples", "0"], "`eval_samples=0` must be 1 or more"),
+        (["--config", "absent.yaml"], "`config='absent.yaml'`: no such file"),
+        (["--dataset_name", str(SCRIPT)], "use a .json, .jsonl, .parquet or .csv file"),
     ],
     ids=str,
 )

@@ -3,7 +3,7 @@
 import pytest
 from conftest import build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig
 from test_trainer import SGD, build, logged
 from trl import SFTConfig
 
@@ -67,10 +67,76 @@ def test_empty_evaluation_dataset(tmp_path):
         )
 
 
+@pytest.mark.parametrize("form", ["stream", "prepared"])
+def test_nothing_to_learn_in_a_stream_or_in_prepared_rows(form, tmp_path):
+    if form == "stream":
+        data = Dataset.from_list([{"prompt": "a" * 50, "completion": "b"}] * 3).to_iterable_dataset()
+        config = {"max_length": 20, "max_steps": 1}
+    else:
+        data = Dataset.from_list([{"input_ids": [5, 6], "labels": [-100, -100]}])
+        config = {"dataset_kwargs": {"skip_prepare_dataset": True}}
+    with pytest.raises(ValueError, match="no supervised token in any row"):
+        BFTTrainer(build_model(), build_config(tmp_path, **config), None, data, processing_class=build_tokenizer())
+
+
+def test_stream_trains_as_the_dataset_does(tmp_path):
+    """4 rows, batch 2 x accumulation 2, 3 steps: the stream's empty pulls at the end of an epoch are no steps."""
+    rows, results = sample_rows(4), []
+    for stream in (False, True):
+        data = Dataset.from_list(rows)
+        run = BFTTrainer(
+            build_model(),
+            build_config(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, **SGD),
+            train_dataset=data.to_iterable_dataset() if stream else data,
+            processing_class=build_tokenizer(),
+        )
+        run.train()
+        results.append({name: logged(run, name) for name in ("loss", "nll", "effective_sample_size")})
+    for name, values in results[0].items():
+        assert results[1][name] == pytest.approx(values, rel=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": None}], "'completion' of row 1: None"),
+        ([{"messages": [{"role": "user", "content": None}]}], "'messages' of row 0"),
+        ([{"messages": []}], "'messages' of row 0"),
+        ([{"text": 5}], "'text' of row 0: 5"),
+    ],
+)
+def test_cells_without_text(rows, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        trainer(tmp_path, rows)
+
+
+def test_torch_formatted_rows_are_not_dropped(tmp_path, caplog):
+    data = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}] * 3).with_format("torch")
+    run = BFTTrainer(build_model(), build_config(tmp_path), train_dataset=data, processing_class=build_tokenizer())
+    assert len(run.train_dataset) == 3
+    assert "Dropped" not in caplog.text
+
+
+def test_prompt_learning_with_packing(tmp_path):
+    tuning = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="`PromptTuningConfig`.*packing=False"):
+        trainer(tmp_path, peft_config=tuning, config={"packing": True, "max_length": 64})
+    run = trainer(tmp_path, peft_config=tuning, config={"max_steps": 1})
+    run.train()
+    assert logged(run, "windowed_share")
+
+
+def test_output_dir_is_a_file(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(ValueError, match="`output_dir=.*is a file. Name a folder"):
+        trainer(file)
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_no_supervised_token_at_all(packing, tmp_path):
     rows = [{"prompt": "a" * 50, "completion": "b"}] * 3
-    with pytest.raises(ValueError, match="no supervised token in any of its 3 rows.*max_length=20"):
+    with pytest.raises(ValueError, match="no supervised token in any row.*max_length=20"):
         trainer(tmp_path, rows, config={"max_length": 20, "packing": packing})
 
 

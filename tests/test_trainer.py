@@ -267,7 +267,7 @@ def test_mixture_of_experts_keeps_its_auxiliary_loss(tmp_path):
 def test_two_ranks_equal_one(tmp_path):
     """2 gloo ranks with unequal numbers of samples per step: loss, figures and weights of one process."""
     script = Path(__file__).parent / "two_ranks.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533", str(script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = torch.load(tmp_path / "two_ranks.pt", weights_only=True)

@@ -192,6 +192,13 @@ def test_small_confidences_survive_a_long_row():
     torch.testing.assert_close(confidence.item(), 1e-6, rtol=1e-4, atol=0)
 
 
+def test_misspelt_rules():
+    with pytest.raises(ValueError, match="`version='V1'`"):
+        bft(torch.zeros(2), torch.tensor([2]), version="V1")
+    with pytest.raises(ValueError, match="`mean='geom'`"):
+        bft(torch.zeros(2), torch.tensor([2]), mean="geom")
+
+
 def test_window_means_by_hand():
     means = window_means(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0, 0, 1]), torch.tensor([1, 3, 3]))
     assert means.tolist() == [1.0, 3.0, 4.0]

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bft_trl.checkpoints import write_text
+from bft_trl.atomic import write_text
 from bft_trl.data.leakage import connected_sets, find_leaks
 from bft_trl.data.tables import read_gene_sets, write_parquet
 from bft_trl.prompts import conversation, gene_set_answer, gene_set_prompt
@@ -86,6 +87,9 @@ def split(sets: pd.DataFrame, sizes: Mapping[str, int | None], *, rng: np.random
 
     Raises ValueError where there are not enough sets.
     """
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name}: {size} gene sets asked for; ask for 1 or more.")
     groups = connected_sets(sets)
     order = [groups[i] for i in rng.permutation(len(groups))]
     parts = {}
@@ -97,10 +101,10 @@ def split(sets: pd.DataFrame, sizes: Mapping[str, int | None], *, rng: np.random
                 taken += group
             else:
                 remaining.append(group)
-        if size is not None and len(taken) < size:
+        if len(taken) < (1 if size is None else size):
             raise ValueError(
-                f"{name}: {size} gene sets asked for, {len(taken)} left of {len(sets)} after the parts before. Ask "
-                "for fewer, or allow larger sets with `max_genes`."
+                f"{name}: {size or 'some'} gene sets asked for, {len(taken)} left of {len(sets)} after the parts "
+                "before. Ask for fewer, or allow larger sets with `max_genes`."
             )
         parts[name] = sets.iloc[sorted(taken)].reset_index(drop=True)
         order = remaining
@@ -138,7 +142,10 @@ def build(
 
     Returns the two tables of rows.
     """
+    if seed < 0:
+        raise ValueError(f"`seed={seed}` must be 0 or more.")
     evaluation_sets = [read_gene_sets(path) for path in excluded]
+    dates = dict(_query(go_db, "SELECT name, value FROM metadata").itertuples(index=False))
     sets = read_bioconductor(org_db, go_db, min_genes=min_genes, max_genes=max_genes)
     kept = exclude(sets, evaluation_sets)
     logger.info("%d of %d gene sets remain after excluding evaluation sets", len(kept), len(sets))
@@ -151,12 +158,13 @@ def build(
     tables = {name: to_rows(part, source="go_bp", analysis=analysis) for name, part in parts.items()}
     for name, table in tables.items():
         write_parquet(out / f"{name}.parquet", table)
-    options = [f"--max-genes {max_genes}", f"--eval-sets {eval_sets}", f"--seed {seed}"]
-    options += [f"--train-sets {train_sets}"] if train_sets is not None else []
-    options += [f"--min-genes {min_genes}"] if min_genes != 3 else []
-    options += [] if analysis else ["--names-only"]
-    options += [f"--exclude {' '.join(path.name for path in excluded)}"] if excluded else []
-    write_text(out / "README.md", _data_card(out, tables, org_db, go_db, evaluation_sets, excluded, options))
+    command = [f"bft-trl data gene-sets --org-db {org_db.name} --go-db {go_db.name} --out {out.name}"]
+    command += [f"--max-genes {max_genes}", f"--eval-sets {eval_sets}", f"--seed {seed}"]
+    command += [f"--train-sets {train_sets}"] if train_sets is not None else []
+    command += [f"--min-genes {min_genes}"] if min_genes != 3 else []
+    command += [] if analysis else ["--names-only"]
+    command += [f"--exclude {' '.join(path.name for path in excluded)}"] if excluded else []
+    write_text(out / "README.md", _data_card(out, tables, dates, evaluation_sets, excluded, command))
     return tables
 
 
@@ -165,26 +173,22 @@ def _query(database: Path, query: str) -> pd.DataFrame:
         raise FileNotFoundError(
             f"{database}: no such file. It is inside Debian's r-bioc-org.hs.eg.db or r-bioc-go.db."
         )
-    # Opened read-only: sqlite3 would otherwise create what is not there.
-    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
-        return pd.read_sql_query(query, connection)
+        # Opened read-only: sqlite3 would otherwise create what is not there.
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            return pd.read_sql_query(query, connection)
     except (pd.errors.DatabaseError, sqlite3.DatabaseError) as error:
         raise ValueError(f"{database}: not the expected Bioconductor database ({error}).") from error
-    finally:
-        connection.close()
 
 
 def _data_card(
     out: Path,
     tables: Mapping[str, pd.DataFrame],
-    org_db: Path,
-    go_db: Path,
+    dates: Mapping[str, str],
     evaluation_sets: Sequence[pd.DataFrame],
     excluded: Sequence[Path],
-    options: Sequence[str],
+    command: Sequence[str],
 ) -> str:
-    dates = dict(_query(go_db, "SELECT name, value FROM metadata").itertuples(index=False))
     files = "\n".join(
         f"| `{name}.parquet` | {len(table)} | {table['genes'].str.len().median():.0f} | "
         f"{hashlib.sha256((out / f'{name}.parquet').read_bytes()).hexdigest()} |"
@@ -194,9 +198,7 @@ def _data_card(
         f"| {path.name} | {len(other)} | {len(find_leaks(pd.concat(tables.values()), other))} |"
         for path, other in zip(excluded, evaluation_sets, strict=True)
     )
-    command = " \\\n    ".join(
-        [f"bft-trl data gene-sets --org-db {org_db.name} --go-db {go_db.name} --out {out.name}", *options]
-    )
+    typed = " \\\n    ".join(command)
     return f"""# Gene sets of GO biological processes
 
 Human genes annotated to a process or its descendants, in TRL's conversational prompt-completion form, with `id`,
@@ -224,6 +226,6 @@ Evaluation sets kept out, by id, by name and by overlap of the genes; `bft-trl d
 ## Made by
 
 ```
-{command}
+{typed}
 ```
 """

@@ -19,14 +19,17 @@ def overlapping_sets(
 ) -> Iterator[tuple[int, int, float]]:
     """Pairs (i, j, Jaccard index) of `sets[i]` and `others[j]` that share at least `threshold` of their genes.
 
+    Symbols are compared without regard to case.
+
     Pairs without a common gene are never looked at: the cost is the number of common genes over all pairs.
     """
-    other_sets = [frozenset(genes) for genes in others]
+    other_sets = [frozenset(gene.upper() for gene in genes) for genes in others]
     holders = defaultdict(list)
     for j, genes in enumerate(other_sets):
         for gene in genes:
             holders[gene].append(j)
-    for i, genes in enumerate(map(frozenset, sets)):
+    for i, symbols in enumerate(sets):
+        genes = frozenset(gene.upper() for gene in symbols)
         common = Counter(j for gene in genes for j in holders.get(gene, ()))
         for j, count in common.items():
             jaccard = count / (len(genes) + len(other_sets[j]) - count)

@@ -1,13 +1,14 @@
 """Tables in and out: one reader for the formats that gene sets are published in, and whole files or none."""
 
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from bft_trl.atomic import replacing
 
 READERS = {
     ".parquet": pd.read_parquet,
@@ -41,39 +42,44 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
 
 
 def read_gene_sets(path: Path) -> pd.DataFrame:
-    """Gene sets from a table with the columns id, name and genes (a list, or text separated by space, comma or ';').
+    """Gene sets from a table with the columns id, name and genes (see [`split_genes`]); ids and names are text.
 
-    Raises ValueError for a duplicate id and for a set without genes, naming the rows.
+    Raises ValueError for a missing id or name, a duplicate id and a set without genes, naming the rows.
     """
     table = read_table(path, ["id", "name", "genes"])
-    table = table.assign(genes=[split_genes(genes) for genes in table["genes"]])
+    for column in ("id", "name"):
+        rows = [str(row) for row in table.index[table[column].isna()]]
+        if rows:
+            raise ValueError(f"{path}: no {column} in row {_some(rows)} (counted from 0).")
+    genes = [split_genes(genes) for genes in table["genes"]]
+    table = table.assign(id=table["id"].astype(str), name=table["name"].astype(str), genes=genes)
     empty = [str(name) for name, genes in zip(table["id"], table["genes"], strict=True) if not genes]
     if empty:
         raise ValueError(f"{path}: empty gene list in {_some(empty)}.")
-    repeated = table["id"][table["id"].duplicated()].astype(str).tolist()
+    repeated = table["id"][table["id"].duplicated()].tolist()
     if repeated:
         raise ValueError(f"{path}: repeated id {_some(repeated)}.")
     return table
 
 
 def split_genes(genes: Any) -> list[str]:
-    """Gene symbols from a list or a text; an empty or missing value gives an empty list."""
+    """Gene symbols from a list or a text; an empty or missing value gives an empty list.
+
+    Text may be separated by space, comma, semicolon, slash or bar, or be a list as pandas writes it into a CSV file.
+    """
     if isinstance(genes, str):
-        return [gene for gene in re.split(r"[\s,;]+", genes) if gene]
+        return [gene for gene in re.split(r"[\s,;/|]+", re.sub(r"[\[\]'\"]", " ", genes)) if gene]
     if genes is None or isinstance(genes, float):  # how pandas reads an empty field
         return []
+    if not isinstance(genes, Iterable):  # a lone number
+        return [str(genes)]
     return [str(gene) for gene in genes]
 
 
 def write_parquet(path: Path, table: pd.DataFrame) -> None:
-    """Writes a table atomically: a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    """Writes a table atomically."""
+    with replacing(path) as temporary:
         table.to_parquet(temporary, index=False, compression="zstd", compression_level=19)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _some(names: Sequence[str]) -> str:

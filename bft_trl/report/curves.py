@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from bft_trl.atomic import replacing
+
 # Panel title, y label, logged figures with their legend.
 _PANELS = (
     (
@@ -47,10 +49,5 @@ def plot_history(history: pd.DataFrame, path: Path, *, title: str) -> None:
         if axes.lines:
             axes.legend(frameon=False)
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
