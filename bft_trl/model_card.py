@@ -30,6 +30,13 @@ log-probabilities in float32 without full logits.
 """
 
 
+def complete_card(card: str, *, base: str, folder: str) -> str:
+    """TRL's card without the "None" that it writes for a base model or a run in a local folder."""
+    return card.replace("[None](https://huggingface.co/None)", f"`{base}`").replace(
+        'model="None"', f'model="{folder}"'
+    )
+
+
 def objective_section(objective: dict[str, Any]) -> str:
     """A Markdown section with the objective's settings; under "nll" and "dft" only the loss type has a meaning."""
     if objective["loss_type"] != "bft":

@@ -16,7 +16,7 @@ from trl import SFTTrainer
 from bft_trl.atomic import write_text
 from bft_trl.checkpoints import check_checkpoint, check_output_dir, check_same_objective, last_complete_checkpoint
 from bft_trl.config import BFTConfig
-from bft_trl.model_card import CARD_NAMES, PAPERS, objective_section
+from bft_trl.model_card import CARD_NAMES, PAPERS, complete_card, objective_section
 from bft_trl.weighting import SupervisedTokens, Weights, bft_weights, supervised_tokens
 
 logger = get_logger(__name__)
@@ -122,7 +122,7 @@ class BFTTrainer(SFTTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         # Called once per optimizer step. Under "bft" the items of a step are its samples, not its tokens.
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.args.loss_type == "bft" and batches and "labels" in batches[0]:
+        if self.args.loss_type == "bft":  # also for a rank without batches: the others wait for its count
             count = sum(_count_samples(batch) for batch in batches)
             num_items = self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
         if self.args.logging_strategy == "no":
@@ -414,8 +414,9 @@ class BFTTrainer(SFTTrainer):
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
             card = Path(self.args.output_dir, "README.md")
-            section = objective_section(self.args.objective())
-            write_text(card, card.read_text(encoding="utf-8").rstrip() + "\n\n" + section)
+            base = Path(self.model.config._name_or_path).name
+            text = complete_card(card.read_text(encoding="utf-8"), base=base, folder=Path(self.args.output_dir).name)
+            write_text(card, f"{text.rstrip()}\n\n{objective_section(self.args.objective())}")
 
 
 class _RecordingForward:

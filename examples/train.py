@@ -36,6 +36,7 @@ from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_qu
 
 from bft_trl import BFTConfig, BFTTrainer, load_gene_sets
 from bft_trl.atomic import write_text
+from bft_trl.checkpoints import check_checkpoint, last_complete_checkpoint
 from bft_trl.demo_model import INSTALL, demo_model
 from bft_trl.prompts import conversation, parse_process
 from bft_trl.report.curves import history_table, plot_history
@@ -63,6 +64,7 @@ DEMO = {
     # With more than this, v1 and v3 soon sharpen what the model knows at the cost of the rest, and the nll rises.
     "learning_rate": 1e-4,
     "max_steps": 24,
+    "logging_steps": 4,
     "eval_steps": 8,
     "save_steps": 8,
     "load_best_model_at_end": True,
@@ -258,6 +260,12 @@ def main(argv: list[str] | None = None) -> None:
     script, args, model_args = parse(argv)
     if model_args.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError("`load_in_4bit=True` needs bitsandbytes: pip install bitsandbytes, or --load_in_4bit False.")
+    resume: str | bool | None = args.resume_from_checkpoint or ""
+    resume = {"true": True, "false": None, "": None}.get(str(resume).lower(), resume)
+    if resume is True:  # the trainer looks again, but this is before anything is loaded
+        last_complete_checkpoint(Path(args.output_dir))
+    elif resume:
+        check_checkpoint(Path(resume))
     train, test = load_data(script, args.seed)
     source = model_args.model_name_or_path
     if source is None:
@@ -303,12 +311,11 @@ def main(argv: list[str] | None = None) -> None:
     before = answers(trainer, prompts) if prompts else []
 
     start = time.monotonic()
-    resume = args.resume_from_checkpoint or ""
-    trainer.train(resume_from_checkpoint={"true": True, "false": None, "": None}.get(resume.lower(), resume))
+    trainer.train(resume_from_checkpoint=resume)
     seconds = time.monotonic() - start
 
     trainer.save_model()
-    trainer.create_model_card(dataset_name=script.dataset_name)
+    trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=script.dataset_name)
     if trainer.is_world_process_zero():
         after = answers(trainer, prompts) if prompts else []
         report(
@@ -337,23 +344,34 @@ def report(
     plot_history(
         table, out / "training.png", title=f"{trainer._name} on {script.dataset_name or 'the shipped gene sets'}"
     )
-    held_out = table["eval_nll"].dropna().tolist() if "eval_nll" in table else []
+    held_out = table[["step", "eval_nll"]].dropna() if "eval_nll" in table else table.iloc[:0].assign(eval_nll=[])
+    # With load_best_model_at_end the adapter that is saved is the one of the lowest nll, not the last.
+    best = trainer.args.load_best_model_at_end and trainer.args.metric_for_best_model in ("nll", "eval_nll")
+    trained = held_out[held_out["step"] > 0]
+    kept = trained.sort_values("eval_nll").head(1) if best else trained.tail(1)
+    before, after = (rows["eval_nll"].iloc[0] if len(rows) else None for rows in (held_out, kept))
+    peak = peak_memory()
     summary = {
         "model": source,
         "dataset": script.dataset_name or "bft_trl gene sets",
         "objective": trainer.args.objective(),
         "steps": trainer.state.global_step,
-        "eval_nll_before": held_out[0] if held_out else None,
-        "eval_nll_after": held_out[-1] if held_out else None,
+        "kept_step": int(kept["step"].iloc[0]) if len(kept) else trainer.state.global_step,
+        "eval_nll_before": before,
+        "eval_nll_after": after,
         "seconds": round(seconds, 1),
-        "peak_memory": {name: round(value, 2) for name, value in peak_memory().items()},
+        "peak_memory": {name: round(value, 2) for name, value in peak.items()},
         "names": names,
     }
     write_text(out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     lines = [f"Base model: {source}."]
-    if held_out:
-        lines.append(f"Held-out nll: {held_out[0]:.3f} before, {held_out[-1]:.3f} after {summary['steps']} steps.")
-    lines.append(f"Training took {seconds / 60:.1f} minutes; peak memory {summary['peak_memory']}.")
+    if after is not None:
+        lines.append(
+            f"Held-out nll: {before:.3f} before, {after:.3f} with the adapter that is kept, of step "
+            f"{summary['kept_step']} of {summary['steps']}."
+        )
+    memory = " and ".join(f"{value:.1f} GiB ({name.removesuffix('_gib')})" for name, value in peak.items())
+    lines.append(f"Training and its evaluations took {seconds / 60:.1f} minutes; peak memory {memory}.")
     if names:
         lines += ["", "| reference | before | after |", "|---|---|---|"]
         lines += ["| " + " | ".join(value.replace("|", "\\|") for value in row.values()) + " |" for row in names]

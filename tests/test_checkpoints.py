@@ -158,6 +158,7 @@ def test_objective_is_in_checkpoint_and_model_card(tmp_path):
     assert "| `min_token_weight` | `0.25` |" in card
     assert "arXiv:2511.21075" in card
     assert "trained with BFT" in card
+    assert "None" not in card
     assert "Differences from the authors' v1 code" in card
 
 

@@ -98,6 +98,7 @@ def test_any_question_and_answer_table(suffix, model_folder, tmp_path):
         (["--loss_type", "btf"], "invalid choice: 'btf'"),
         (["--group_size", "256a"], "invalid int value: '256a'"),
         (["--group_size", "0"], "`group_size=0`"),
+        (["--resume_from_checkpoint", "True"], "holds no complete checkpoint"),
         (["--resume_from_checkpoint", "nowhere"], "`resume_from_checkpoint='nowhere'` is not a complete checkpoint"),
         (["--dataset_train_split", "trian"], "`dataset_train_split='trian'`"),
         (["--eval_samples", "0"], "`eval_samples=0` must be 1 or more"),
@@ -113,7 +114,7 @@ def test_bad_input_is_one_clear_error(arguments, words, model_folder, tmp_path, 
     given = dict(zip(arguments[::2], arguments[1::2], strict=True))
     flags = [part for pair in (defaults | given).items() for part in pair]
     with pytest.raises((ValueError, OSError, SystemExit)) as error:
-        run(*flags, *SMALL.split(), "--load_in_4bit", "False")
+        run(*SMALL.split(), "--load_in_4bit", "False", *flags)
     assert words in str(error.value) + capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
