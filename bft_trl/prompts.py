@@ -45,12 +45,16 @@ def gene_set_answer(name: str, *, definition: str | None = None, gene_names: Map
 def parse_process(answer: str) -> str | None:
     """The name on the first `Process:` line of an answer, or None where there is no such line or nothing on it.
 
-    Tolerates Markdown emphasis and a different case, as chat models write them.
+    Tolerates Markdown emphasis, another case and a repeated "Process:", as chat models write them. The prompt's own
+    `<name>` is no name.
     """
     match = _PROCESS_LINE.search(answer)
+    line = match[1] if match else ""
+    while repeated := _PROCESS_LINE.match(line):
+        line = repeated[1]
     # Not single quotes: GO has names such as 'de novo' NAD biosynthetic process.
-    name = match[1].strip().strip('*"').strip() if match else ""
-    return name or None
+    name = line.strip().strip('*"').strip()
+    return None if name.lower() in ("", "<name>", "process") else name
 
 
 def conversation(prompt: str, completion: str) -> dict[str, list[dict[str, str]]]:

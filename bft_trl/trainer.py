@@ -392,6 +392,12 @@ class BFTTrainer(SFTTrainer):
             logger.warning("Resuming from %s.", resume_from_checkpoint)
         elif resume_from_checkpoint:
             check_checkpoint(Path(resume_from_checkpoint))
+        elif any(Path(self.args.output_dir).glob("checkpoint-*")):
+            logger.warning(
+                "`output_dir=%r` holds checkpoints of an earlier run, which this one will write over. Resume with "
+                "`resume_from_checkpoint=True`, or choose another folder.",
+                self.args.output_dir,
+            )
         if resume_from_checkpoint:
             check_same_objective(Path(resume_from_checkpoint), self.args.objective())
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)

@@ -1,6 +1,6 @@
 """Fine-tune a causal language model with BFT by QLoRA, on one GPU or on a laptop's CPU.
 
-With no argument: SmolLM2-135M on the gene sets that ship with bft_trl, a few minutes on two cores.
+With no argument: SmolLM2-135M on the gene sets that ship with bft_trl, about ten minutes on two cores.
 
     accelerate launch examples/train.py
 
@@ -54,9 +54,8 @@ RECIPE = {
     "logging_steps": 5,
     "save_total_limit": 2,
     "report_to": "none",
-    "output_dir": "outputs/bft",
 }
-# The shipped gene sets: answers of about 80 tokens, so that a window of 256 would never act.
+# The shipped gene sets: answers of about 90 tokens, so that a window of 256 would never act.
 GENE_SETS = {"group_size": 32, "max_length": 512}
 # The demo on top of that: a fixed amount of work that fits a quarter of an hour on two cores.
 DEMO = {
@@ -137,8 +136,11 @@ def parse(argv: list[str] | None = None) -> tuple[ExampleArguments, BFTConfig, M
             defaults |= GENE_SETS
             if "model_name_or_path" not in given:
                 defaults |= DEMO
-    if given & {"loss_type"} and "output_dir" not in given and "config" not in given:
-        defaults["output_dir"] = f"outputs/{_value(argv, 'loss_type')}"
+    if "output_dir" not in given and "config" not in given:
+        # A run of its own for each objective, data and model: none writes over another.
+        parts = [_value(argv, "loss_type") or "bft"]
+        parts += [Path(_value(argv, name)).stem for name in ("dataset_name", "model_name_or_path") if name in given]
+        defaults["output_dir"] = f"outputs/{'-'.join(parts)}"
     parser.set_defaults_with_config(**defaults)
     return parser.parse_args_and_config(argv)
 
@@ -242,9 +244,9 @@ def use_cpu_well(trainer: BFTTrainer) -> None:
 
 
 def short(answer: str) -> str:
-    """The process that an answer names, or its first line."""
+    """The process that an answer names, or its first line in brackets."""
     lines = answer.strip().splitlines()
-    return parse_process(answer) or (lines[0][:80] if lines else "(empty answer)")
+    return parse_process(answer) or f"(no name: {lines[0][:60] if lines else 'empty answer'})"
 
 
 def peak_memory() -> dict[str, float]:
@@ -262,10 +264,13 @@ def main(argv: list[str] | None = None) -> None:
         raise ImportError("`load_in_4bit=True` needs bitsandbytes: pip install bitsandbytes, or --load_in_4bit False.")
     resume: str | bool | None = args.resume_from_checkpoint or ""
     resume = {"true": True, "false": None, "": None}.get(str(resume).lower(), resume)
-    if resume is True:  # the trainer looks again, but this is before anything is loaded
-        last_complete_checkpoint(Path(args.output_dir))
-    elif resume:
-        check_checkpoint(Path(resume))
+    if resume:  # the trainer looks again, but this is before anything is loaded
+        folder = last_complete_checkpoint(Path(args.output_dir))[0] if resume is True else str(resume)
+        check_checkpoint(Path(folder))
+        step = json.loads(Path(folder, "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        if 0 < args.max_steps <= step:
+            print(f"Nothing to resume: {folder} has all {args.max_steps} steps. For more, raise --max_steps.")
+            return
     train, test = load_data(script, args.seed)
     source = model_args.model_name_or_path
     if source is None:
@@ -304,9 +309,11 @@ def main(argv: list[str] | None = None) -> None:
         use_cpu_well(trainer)
     if args.max_steps > 0 and isinstance(train, Dataset):
         rows = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        print(f"{args.max_steps} steps see {rows} of {len(train)} training rows, {rows / len(train):.0%} of the data.")
+        share = f"{rows / len(train):.0%}" if rows <= len(train) else f"{rows / len(train):.1f} times all"
+        print(f"{args.max_steps} steps see {rows} rows, {share} of the {len(train)} training rows.")
+    print("Watch nll and eval_nll: lower is better. `loss` is weighted, its level says nothing across objectives.")
     shown = list(test.select(range(min(script.show_samples, len(test))))) if isinstance(test, Dataset) else []
-    shown = [row for row in shown if "prompt" in row]
+    shown = [row for row in shown if "prompt" in row and parse_process(_text(row["completion"]))]  # gene sets
     prompts = [row["prompt"] for row in shown]
     before = answers(trainer, prompts) if prompts else []
 
@@ -373,7 +380,7 @@ def report(
     memory = " and ".join(f"{value:.1f} GiB ({name.removesuffix('_gib')})" for name, value in peak.items())
     lines.append(f"Training and its evaluations took {seconds / 60:.1f} minutes; peak memory {memory}.")
     if names:
-        lines += ["", "| reference | before | after |", "|---|---|---|"]
+        lines += ["", "Names for held-out gene sets:", "", "| reference | before | after |", "|---|---|---|"]
         lines += ["| " + " | ".join(value.replace("|", "\\|") for value in row.values()) + " |" for row in names]
     card = out / "README.md"
     write_text(

@@ -49,7 +49,7 @@ def test_qlora_on_a_file_writes_all_that_the_readme_names(model_folder, tmp_path
     out = tmp_path / "out"
     arguments = ["--model_name_or_path", model_folder, "--dataset_name", data, "--output_dir", out, *SMALL.split()]
     run(*arguments, "--group_size", 4)
-    assert "2 steps see 16 of 9 training rows, 178% of the data." in capsys.readouterr().out
+    assert "2 steps see 16 rows, 1.8 times all of the 9 training rows." in capsys.readouterr().out
     for name in ("adapter_model.safetensors", "adapter_config.json", "README.md", "metrics.csv", "training.png"):
         assert (out / name).stat().st_size > 0, name
     assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
@@ -59,19 +59,23 @@ def test_qlora_on_a_file_writes_all_that_the_readme_names(model_folder, tmp_path
     assert summary["steps"] == 2
     assert summary["objective"]["group_size"] == 4
     assert summary["eval_nll_after"] == pytest.approx(metrics["eval_nll"].dropna().iloc[-1], rel=1e-4)
-    assert len(summary["names"]) == 2
+    assert summary["names"] == []  # these rows name no process
     card = (out / "README.md").read_text()
     assert "| `group_size` | `4` |" in card
     assert "Held-out nll" in card
-    # resuming a finished run trains no further and is no error
+    # resuming a finished run trains no further, is no error, and leaves its files alone
+    written = (out / "summary.json").stat().st_mtime_ns
     run(*arguments, "--group_size", 4, "--resume_from_checkpoint", "True")
+    assert "Nothing to resume" in capsys.readouterr().out
+    assert (out / "summary.json").stat().st_mtime_ns == written
+    run(*arguments, "--group_size", 4, "--resume_from_checkpoint", "True", "--max_steps", 3)
     assert f"Resuming from {out / 'checkpoint-2'}" in caplog.text
 
 
 def test_shipped_gene_sets_are_the_default_data(model_folder, tmp_path, capsys):
     out = tmp_path / "out"
     run("--model_name_or_path", model_folder, "--output_dir", out, "--load_in_4bit", "False", *SMALL.split())
-    assert "of 1200 training rows" in capsys.readouterr().out
+    assert "1% of the 1200 training rows" in capsys.readouterr().out
     summary = json.loads((out / "summary.json").read_text())
     assert [row["reference"] for row in summary["names"]] == load_gene_sets("eval")["name"][:2]
 
@@ -173,6 +177,7 @@ def test_defaults_depend_on_what_is_given():
     assert demo.max_steps == train.DEMO["max_steps"]
     _, own_model, model = train.parse(["--model_name_or_path", "some/model"])
     assert (own_model.max_steps, own_model.group_size) == (-1, train.GENE_SETS["group_size"])
+    assert own_model.output_dir == "outputs/bft-model"
     assert model.load_in_4bit
     _, own_data, _ = train.parse(["--dataset_name", "some/data", "--model_name_or_path", "some/model"])
     assert (own_data.max_steps, own_data.group_size) == (-1, 256)

@@ -16,8 +16,8 @@ _PANELS = (
         {"nll": "training", "eval_nll": "held out"},
     ),
     (
-        "What BFT attends to",
-        "mean weight or confidence",
+        "Mean weights and confidence",
+        "mean over the logged steps",
         {"token_weight": "token weight", "sample_weight": "sample weight", "group_confidence": "group confidence"},
     ),
 )
@@ -38,7 +38,7 @@ def plot_history(history: pd.DataFrame, path: Path, *, title: str) -> None:
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, (heading, label, names) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+    for axes, (heading, label, names) in zip(figure.subplots(1, len(_PANELS), sharex=True), _PANELS, strict=True):
         for name, legend in names.items():
             if name in history:
                 points = history[["step", name]].dropna()
