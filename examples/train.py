@@ -232,7 +232,7 @@ def answers(trainer: BFTTrainer, prompts: list[Any], *, max_new_tokens: int = 40
 
 
 def use_cpu_well(trainer: BFTTrainer) -> None:
-    """Undoes two defaults that are meant for GPUs and cost a CPU run a factor of four."""
+    """Undoes two defaults that are meant for GPUs and cost a CPU run more than half its speed."""
     if trainer.args.world_size == 1:
         torch.set_num_threads(
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
