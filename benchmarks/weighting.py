@@ -26,7 +26,7 @@ from bft_trl import BFTConfig, BFTTrainer
 from bft_trl.demo_model import demo_model
 
 SHAPES = ((4, 256), (1, 1024))  # batch x tokens, a quarter of them supervised
-REPEATS = 5
+REPEATS = 3
 
 
 class LargestTensor(TorchDispatchMode):
@@ -110,16 +110,16 @@ def measure(folder: str, version: str, batch: int, length: int) -> dict[str, Any
 
 
 def main() -> None:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for version in ("v1", "v3"):
         for batch, length in SHAPES:
             with TemporaryDirectory() as folder:
                 rows.append(measure(folder, version, batch, length))
             print(rows[-1])
-    with Path(__file__).with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+            with Path(__file__).with_suffix(".csv").open("w", newline="") as file:  # after each: a kill loses nothing
+                writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
 
 
 if __name__ == "__main__":
