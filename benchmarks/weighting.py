@@ -24,6 +24,7 @@ from transformers import BitsAndBytesConfig
 
 from bft_trl import BFTConfig, BFTTrainer
 from bft_trl.demo_model import demo_model
+from bft_trl.metrics import no_samples
 
 SHAPES = ((4, 256), (1, 1024))  # batch x tokens, a quarter of them supervised
 REPEATS = 3
@@ -82,7 +83,7 @@ def measure(folder: str, version: str, batch: int, length: int) -> dict[str, Any
     )
     trainer.train()  # prepares model and optimizer, and leaves a step's sums open for the figures
     trainer.model.train()
-    trainer._step_sums.append(torch.zeros(10, dtype=torch.float64))
+    trainer._step_sums.append(no_samples())
     inputs = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
     step = seconds(lambda: trainer.training_step(trainer.model_wrapped, dict(inputs), batch), REPEATS)
 

@@ -16,23 +16,13 @@ from trl import SFTTrainer
 from bft_trl.atomic import write_text
 from bft_trl.checkpoints import check_checkpoint, check_output_dir, check_same_objective, last_complete_checkpoint
 from bft_trl.config import BFTConfig
+from bft_trl.dataset_checks import check_dataset, has_target, no_supervised_token
+from bft_trl.metrics import figures, no_samples, pooled, sums_by_row, total
 from bft_trl.model_card import CARD_NAMES, PAPERS, complete_card, objective_section
 from bft_trl.weighting import SupervisedTokens, Weights, bft_weights, supervised_tokens
 
 logger = get_logger(__name__)
 
-# What is summed over the samples of a step or an evaluation set; every logged figure is made of these sums.
-_SUMS = (
-    "samples",
-    "tokens",
-    "nll",
-    "objective",
-    "token_weight",
-    "sample_weight",
-    "sample_weight_squared",
-    "group_confidence",
-    "windowed",
-)
 # Marks a row through TRL's preparation, so that dropped rows can be named.
 _ROW = "_bft_row"
 
@@ -78,7 +68,7 @@ class BFTTrainer(SFTTrainer):
             )
         check_output_dir(Path(args.output_dir))
         if train_dataset is not None:
-            _check_dataset(train_dataset, args, kwargs.get("formatting_func"), "train")
+            check_dataset(train_dataset, args, kwargs.get("formatting_func"), "train")
         peft_config = kwargs.get("peft_config") or getattr(model, "active_peft_config", None)
         if getattr(peft_config, "is_prompt_learning", False) and (args.packing or args.padding_free):
             raise ValueError(
@@ -112,8 +102,8 @@ class BFTTrainer(SFTTrainer):
         if loss_type == "bft":
             # Our loss is divided by the samples of the whole step, so `Trainer` must not divide it again.
             self.loss_is_scaled_for_ga = True
-        self._step_sums: list[torch.Tensor] = []  # of each step since the last log
-        self._eval_sums: list[torch.Tensor] = []  # of each evaluation batch
+        self._step_sums: list[torch.Tensor] = []  # a row of sums for each step since the last log
+        self._eval_sums: list[torch.Tensor] = []  # a row of sums for each evaluation batch
         self._samples_seen, self._windowed_seen = 0.0, 0.0
         self._warned: set[str] = set()
 
@@ -127,8 +117,7 @@ class BFTTrainer(SFTTrainer):
             num_items = self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
         if self.args.logging_strategy == "no":
             self._step_sums.clear()  # nobody will ever collect them
-        self._step_sums.append(torch.zeros(len(_SUMS) + 1, dtype=torch.float64))
-        self._step_sums[-1][-1] = torch.inf
+        self._step_sums.append(no_samples())
         return batches, num_items
 
     def compute_loss(
@@ -193,97 +182,44 @@ class BFTTrainer(SFTTrainer):
 
     @torch.no_grad()
     def _record(self, tokens: SupervisedTokens, weights: Weights, rows: int) -> None:
-        # On the CPU: the sums are float64, which MPS does not have, and they are needed there anyway.
-        tokens = SupervisedTokens(*(part.detach().cpu() for part in tokens))
-        weights = Weights(*(part.cpu() for part in weights))
-        nll = -tokens.log_probs.double()
-        sample = torch.arange(len(tokens.lengths)).repeat_interleave(tokens.lengths)
-
-        def per_sample(values: torch.Tensor) -> torch.Tensor:
-            return nll.new_zeros(len(tokens.lengths)).index_add(0, sample, values.double())
-
-        weighted = per_sample(weights.token.double() * nll)
-        columns = {
-            "samples": torch.ones_like(weighted),
-            "tokens": tokens.lengths,
-            "nll": per_sample(nll),
-            # nll and dft are means over tokens, bft is a mean over samples
-            "objective": weights.sample * weighted / tokens.lengths if self.args.loss_type == "bft" else weighted,
-            "token_weight": per_sample(weights.token),
-            "sample_weight": weights.sample,
-            "sample_weight_squared": weights.sample.double() ** 2,
-            "group_confidence": weights.group_confidence,
-            "windowed": weights.windowed,
-        }
-        table = torch.stack([columns[name].double() for name in _SUMS], dim=1)  # (B, len(_SUMS))
-        if self.model.training and self._step_sums:
-            step = self._step_sums[-1]
-            step[:-1] += table.sum(0)
-            step[-1] = torch.cat([step[-1:], weights.group_confidence.double()]).min()
-        elif not self.model.training:
-            # One line per row of the batch: `gather_for_metrics` then leaves out the rows that a sampler repeats to
-            # give every rank the same number.
-            by_row = table.new_zeros(rows, len(_SUMS) + 1)
-            by_row[:, :-1].index_add_(0, tokens.row, table)
-            by_row[:, -1] = torch.inf
-            by_row[:, -1] = by_row[:, -1].scatter_reduce(0, tokens.row, weights.group_confidence.double(), "amin")
+        sums = sums_by_row(tokens, weights, rows=rows, mean_over_samples=self.args.loss_type == "bft")
+        if not self.model.training:
             if self.accelerator.num_processes > 1:
-                by_row = self.accelerator.gather_for_metrics(by_row.to(self.accelerator.device)).cpu()
-            self._eval_sums.append(torch.cat([by_row[:, :-1].sum(0), by_row[:, -1].min()[None]]))
-
-    def _figures(self, sums: torch.Tensor) -> dict[str, float]:
-        """Logged figures from the (steps, sums + minimum) table of an interval; an evaluation set is one step."""
-        pooled = dict(zip(_SUMS, sums[:, :-1].sum(0).tolist(), strict=True))
-        samples, tokens = pooled["samples"], pooled["tokens"]
-        if samples == 0:
-            return {}
-        # A stream's last pull may come back empty: that is no step.
-        steps = sums[sums[:, _SUMS.index("samples")] > 0]
-        weight, squared = steps[:, _SUMS.index("sample_weight")], steps[:, _SUMS.index("sample_weight_squared")]
-        return {
-            "nll": pooled["nll"] / tokens,
-            "token_weight": pooled["token_weight"] / tokens,
-            "sample_weight": pooled["sample_weight"] / samples,
-            "group_confidence": pooled["group_confidence"] / samples,
-            "group_confidence_min": sums[:, -1].min().item(),
-            # a step in which every weight is 0 has an effective size of 0
-            "effective_sample_size": (weight**2 / squared.clamp(min=torch.finfo(torch.float64).tiny)).mean().item(),
-            "windowed_share": pooled["windowed"] / samples,
-        }
+                # By row, so that the rows are left out that a sampler repeats to give every rank the same number.
+                sums = self.accelerator.gather_for_metrics(sums.to(self.accelerator.device)).cpu()
+            self._eval_sums.append(pooled(sums))
+        elif self._step_sums:
+            self._step_sums[-1] = pooled(torch.cat([self._step_sums[-1], sums]))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._step_sums and "loss" in logs:
-            sums = torch.stack(self._step_sums)
+            steps = torch.cat(self._step_sums)
             self._step_sums = []
             if self.accelerator.num_processes > 1:
-                ranks = self.accelerator.gather(sums[None].to(self.accelerator.device)).cpu()
-                sums = torch.cat([ranks[..., :-1].sum(0), ranks[..., -1:].amin(0)], dim=-1)
-            figures = self._figures(sums)
-            logs.update(figures)
-            self._warn_once(figures, sums)
+                ranks = self.accelerator.gather(steps[None].to(self.accelerator.device)).cpu()
+                steps = torch.cat([pooled(ranks[:, step]) for step in range(len(steps))])
+            logs.update(figures(steps))
+            self._warn_once(logs, steps)
         super().log(logs, start_time)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         prefix = kwargs.get("metric_key_prefix", args[2] if len(args) > 2 else "eval")
         self._eval_sums = []
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
-        sums = torch.stack(self._eval_sums) if self._eval_sums else torch.empty(0, len(_SUMS) + 1)
+        sums = pooled(torch.cat([no_samples(), *self._eval_sums]))
         self._eval_sums = []
-        if len(sums):
-            total = torch.cat([sums[:, :-1].sum(0), sums[:, -1].min()[None]])[None]
-            figures = self._figures(total)
-            output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
-            # `Trainer` averages batch losses; the mean over the evaluation set does not depend on the batch size.
-            # (With a mixture of experts it stays TRL's, which holds the auxiliary loss of each batch.)
-            if figures and not self.aux_loss_enabled:
-                unit = "samples" if self.args.loss_type == "bft" else "tokens"
-                loss = total[0, _SUMS.index("objective")] / total[0, _SUMS.index(unit)]
-                output.metrics[f"{prefix}_loss"] = loss.item()
+        found = figures(sums)
+        output.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
+        # `Trainer` averages batch losses; the mean over the evaluation set does not depend on the batch size.
+        # (With a mixture of experts it stays TRL's, which holds the auxiliary loss of each batch.)
+        if found and not self.aux_loss_enabled:
+            unit = "samples" if self.args.loss_type == "bft" else "tokens"
+            output.metrics[f"{prefix}_loss"] = total(sums, "objective") / total(sums, unit)
         return output
 
-    def _warn_once(self, figures: dict[str, float], sums: torch.Tensor) -> None:
+    def _warn_once(self, logs: dict[str, float], steps: torch.Tensor) -> None:
         args = self.args
-        if not figures or args.loss_type == "nll":
+        if "nll" not in logs or args.loss_type == "nll":
             return
         remedy = (
             "`bft_version='v3'`, a floor such as `min_token_weight=0.1`, or a base model that knows the field better"
@@ -291,8 +227,8 @@ class BFTTrainer(SFTTrainer):
         if args.loss_type == "dft":
             remedy = f"`loss_type='bft'` with {remedy}"
         uses_window = args.loss_type == "bft" and (args.sample_weighting or args.bft_version == "v3")
-        self._samples_seen += sums[:, _SUMS.index("samples")].sum().item()
-        self._windowed_seen += sums[:, _SUMS.index("windowed")].sum().item()
+        self._samples_seen += total(steps, "samples")
+        self._windowed_seen += total(steps, "windowed")
         # From 20 samples on, a share of 5 % is at least one sample.
         if uses_window and self._samples_seen >= 20 and self._windowed_seen < 0.05 * self._samples_seen:
             self._warn(
@@ -302,17 +238,17 @@ class BFTTrainer(SFTTrainer):
                 "group confidence is the mean over the sample. Lower `group_size` to below the typical answer length "
                 "if that is not meant.",
             )
-        if (args.loss_type == "dft" or args.token_weighting) and figures["token_weight"] < 0.01:
+        if (args.loss_type == "dft" or args.token_weighting) and logs["token_weight"] < 0.01:
             self._warn(
                 "vanishing",
-                f"The mean token weight is {figures['token_weight']:.4f}: the training signal vanishes where the "
+                f"The mean token weight is {logs['token_weight']:.4f}: the training signal vanishes where the "
                 f"model knows little. Try {remedy}.",
             )
         # The logged history is in the checkpoint too, so a resumed run still knows its start.
         tenth = self.state.max_steps / 10
         history = [(entry["step"], entry["nll"]) for entry in self.state.log_history if "nll" in entry]
         start = [nll for step, nll in history if step <= max(tenth, history[0][0])]
-        later = [*history[len(start) :], (self.state.global_step, figures["nll"])]
+        later = [*history[len(start) :], (self.state.global_step, logs["nll"])]
         if start and len(later) > 1:
             # A tenth of the run, at least two log points, against its start; 2 % is the noise between batches.
             recent = [nll for step, nll in later[:-2] if step > self.state.global_step - tenth]
@@ -343,12 +279,12 @@ class BFTTrainer(SFTTrainer):
         dataset_name: str,
     ) -> Any:
         """TRL's preparation, which drops rows without a supervised token in silence: here they are named."""
-        _check_dataset(dataset, args, formatting_func, dataset_name)
+        check_dataset(dataset, args, formatting_func, dataset_name)
         if not isinstance(dataset, Dataset):
             # A stream cannot be counted beforehand; rows without a supervised token weigh nothing in a batch.
             stream = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
             if next(iter(stream), None) is None:
-                raise ValueError(_no_supervised_token(dataset_name, args))
+                raise ValueError(no_supervised_token(dataset_name, args))
             return stream
         ids = dataset["id"] if "id" in dataset.column_names else range(len(dataset))
         dataset = dataset.add_column(_ROW, list(range(len(dataset))))
@@ -361,12 +297,12 @@ class BFTTrainer(SFTTrainer):
         dataset = (
             super()
             ._prepare_dataset(dataset, processing_class, first_args, False, formatting_func, dataset_name)
-            .filter(_has_target, input_columns="labels", desc=f"Checking {dataset_name} dataset for supervised tokens")
+            .filter(has_target, input_columns="labels", desc=f"Checking {dataset_name} dataset for supervised tokens")
         )
         kept = {int(row) for row in dataset[_ROW]}
         dropped = [ids[row] for row in range(len(ids)) if row not in kept]
         if not kept:
-            raise ValueError(_no_supervised_token(dataset_name, args))
+            raise ValueError(no_supervised_token(dataset_name, args))
         if dropped:
             named = ", ".join(str(name) for name in dropped[:10]) + (", ..." if len(dropped) > 10 else "")
             logger.warning(
@@ -451,58 +387,6 @@ def _target_documents(inputs: dict[str, Any]) -> torch.Tensor | None:
 def _count_samples(batch: dict[str, Any]) -> int:
     mask = batch["labels"][:, 1:] != -100
     return len(supervised_tokens(mask, mask, _target_documents(batch)).lengths)
-
-
-def _has_target(labels: list[int]) -> bool:
-    # Position 0 has no prediction.
-    return any(label != -100 for label in labels[1:])
-
-
-def _no_supervised_token(name: str, args: BFTConfig) -> str:
-    return (
-        f"The {name} dataset has no supervised token in any row. Check `completion_only_loss`, `assistant_only_loss`, "
-        f"and whether `max_length={args.max_length}` cuts the answers off."
-    )
-
-
-def _check_dataset(dataset: Any, args: BFTConfig, formatting_func: Callable | None, name: str) -> None:
-    """Raises ValueError for data that TRL's preparation would stumble over, or train on in vain."""
-    if not isinstance(dataset, Dataset | IterableDataset):
-        return  # TRL refuses other types
-    if next(iter(dataset), None) is None:
-        raise ValueError(f"The {name} dataset is empty. Check the file, the split and any filter before it.")
-    if not isinstance(dataset, Dataset):
-        return
-    columns = set(dataset.column_names)
-    if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
-        if "labels" in columns and not any(map(_has_target, dataset["labels"])):
-            raise ValueError(_no_supervised_token(name, args))
-        return
-    formats = [{"prompt", "completion"}, {"messages"}, {"conversations"}, {args.dataset_text_field}, {"input_ids"}]
-    if formatting_func is not None or {"input_ids"} <= columns:
-        return
-    if not any(form <= columns for form in formats):
-        raise ValueError(
-            f"The {name} dataset has the columns {sorted(columns)}, but needs 'prompt' and 'completion', 'messages', "
-            f"'{args.dataset_text_field}' or 'input_ids'. Rename them, or set `dataset_text_field`."
-        )
-    for column in sorted(columns & {"prompt", "completion", "messages", args.dataset_text_field}):
-        for row, value in enumerate(dataset[column]):
-            if not _is_text(value):
-                raise ValueError(
-                    f"The {name} dataset has no text in column '{column}' of row {row}: {value!r:.80}. Fill in or "
-                    "drop such rows."
-                )
-
-
-def _is_text(value: Any) -> bool:
-    """Whether a value is text or a conversation; only a message that calls a tool may do without content."""
-    if isinstance(value, list) and value:
-        return all(
-            isinstance(message, dict) and (message.get("content") is not None or message.get("tool_calls"))
-            for message in value
-        )
-    return isinstance(value, str)
 
 
 def _check_parallelism(config: Any) -> None:
