@@ -279,7 +279,8 @@ class BFTTrainer(SFTTrainer):
         dataset_name: str,
     ) -> Any:
         """TRL's preparation, which drops rows without a supervised token in silence: here they are named."""
-        check_dataset(dataset, args, formatting_func, dataset_name)
+        if dataset_name != "train":  # that one was checked before the model was loaded, and reading it all takes time
+            check_dataset(dataset, args, formatting_func, dataset_name)
         if not isinstance(dataset, Dataset):
             # A stream cannot be counted beforehand; rows without a supervised token weigh nothing in a batch.
             stream = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)

@@ -285,9 +285,8 @@ def main(argv: list[str] | None = None) -> None:
         }
     target = model_args.lora_target_modules
     if isinstance(target, str) and target.isidentifier():
-        model_args.lora_target_modules = [
-            target
-        ]  # ModelConfig made a pattern, which has to match the full name, of one name
+        # Of a list of one name ModelConfig makes a pattern, which would have to match the module's full name.
+        model_args.lora_target_modules = [target]
     interrupt = StopAtInterrupt()
     try:
         trainer = BFTTrainer(
