@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 
+LETTERS = "ABCDEFGHIJ"
+
 # Genes whose full names the analysis mentions: enough to ground it, short enough for a laptop.
 GENES_IN_ANALYSIS = 3
 
@@ -55,6 +57,64 @@ def parse_process(answer: str) -> str | None:
     # Not single quotes: GO has names such as 'de novo' NAD biosynthetic process.
     name = line.strip().strip('*"').strip()
     return None if name.lower() in ("", "<name>", "process") else name
+
+
+def lettered(options: Sequence[str]) -> dict[str, str]:
+    """Options under the labels A, B, C, ..., as [`choice_prompt`] takes them."""
+    if not 2 <= len(options) <= len(LETTERS):
+        raise ValueError(f"`options` has {len(options)} entries: a question needs 2 to {len(LETTERS)}.")
+    return dict(zip(LETTERS, options, strict=False))
+
+
+def choice_prompt(question: str, choices: Mapping[str, str], *, context: str = "", reasoning: bool = False) -> str:
+    """The user turn of a multiple-choice question.
+
+    Args:
+        question: the question.
+        choices: label to option, such as [`lettered`] makes them. Options without text ({"yes": "", "no": ""}) are
+            not listed: their label says all.
+        context: what the question is about, such as an abstract; goes first.
+        reasoning: ask for the reasoning before the answer.
+    """
+    if not question.strip():
+        raise ValueError("`question` is empty.")
+    listed = "\n".join(f"{label}. {option}" for label, option in choices.items() if option)
+    labels = list(choices)
+    wanted = "letter" if listed else f"{', '.join(labels[:-1])} or {labels[-1]}"
+    ending = f'Think step by step, then write "Answer: <{wanted}>" on the last line.'
+    if not reasoning:
+        ending = f'Write "Answer: <{wanted}>" and nothing else.'
+    return "\n\n".join(part for part in (context, question, listed, ending) if part)
+
+
+def choice_answer(label: str, *, reasoning: str = "") -> str:
+    """The assistant turn: the reasoning, where there is any, and `Answer: <label>` on the last line."""
+    return f"{reasoning.strip()}\n\nAnswer: {label}".lstrip()
+
+
+def parse_choice(answer: str, labels: Sequence[str]) -> str | None:
+    """The label that an answer ends with, or None where it cannot be read or names two.
+
+    Read in this order: the last "Answer: X" (in Markdown and brackets too), the last "answer is X", an answer that is
+    nothing but the label. "Answer: A or B" names two. "Answer: A patient ..." names none: the A is an article.
+    """
+    any_label = "|".join(re.escape(label) for label in labels)
+    # A label, not the first letter of a word or an article: something other than a word follows, or it is no "A".
+    label = rf"[\s*_(\[\"'<]*({any_label})(?![\w'’-])(?=[^\S\n]*(?:$|[^\w\s])|(?<!a)[^\S\n])"
+    second = rf"[\s*_)\].\"']*(?:,|/|&|\+|\bor\b|\band\b)+[\s*_(\[\"']*(?:{any_label})(?![\w'’-])"
+    flags = re.IGNORECASE | re.MULTILINE
+    for lead in (r"\banswer[\s*_]*:", r"\banswer\s+is:?"):
+        found = list(re.finditer(lead + label, answer, flags))
+        if found:
+            if re.match(second, answer[found[-1].end() :], flags):
+                return None
+            return _as_given(found[-1][1], labels)
+    alone = re.fullmatch(rf"[\s*_(\[\"']*({any_label})[\s*_)\].\"']*", answer, flags)
+    return _as_given(alone[1], labels) if alone else None
+
+
+def _as_given(found: str, labels: Sequence[str]) -> str:
+    return next(label for label in labels if label.lower() == found.lower())
 
 
 def conversation(prompt: str, completion: str) -> dict[str, list[dict[str, str]]]:
