@@ -352,6 +352,10 @@ class BFTTrainer(SFTTrainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             write_text(folder / "objective.json", json.dumps(self.args.objective(), indent=2) + "\n")
+            # PEFT keeps the base model's name but not how it was quantized: an evaluation must load it the same way.
+            quantization = getattr(self.accelerator.unwrap_model(self.model).config, "quantization_config", None)
+            loading = {"quantization": quantization.to_dict() if quantization is not None else None}
+            write_text(folder / "base_model.json", json.dumps(loading, indent=2, default=str) + "\n")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         super().create_model_card(*args, **kwargs)

@@ -1,0 +1,117 @@
+"""Texts to unit vectors. A model is loaded when an encoder is made, never on import."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bft_trl.atomic import replacing
+
+logger = logging.getLogger(__name__)
+
+# GeneAgent's: the [CLS] vector of the query encoder, 64 tokens.
+MEDCPT = "ncbi/MedCPT-Query-Encoder"
+MAX_TOKENS = 64
+
+
+class Encoder:
+    """A sentence encoder, from the Hub or a folder.
+
+    A model without a sentence-transformers configuration, such as MedCPT and SapBERT, gives its [CLS] vector: mean
+    pooling, the library's guess, is not what these were trained for.
+
+    Args:
+        model: Hub id or folder.
+        batch_size: texts per forward pass.
+
+    Raises ValueError that names the option where the model cannot be loaded.
+    """
+
+    def __init__(self, model: str, *, batch_size: int = 64) -> None:
+        self.model = model
+        self.batch_size = batch_size
+        self._encoder = _load(model)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors of `texts`, shape (N, D), float32. Each text is computed once; none give (0, D)."""
+        unique = list(dict.fromkeys(texts))
+        if not unique:
+            return np.zeros((0, self._encoder.get_embedding_dimension()), dtype=np.float32)
+        vectors = self._encoder.encode(
+            unique,
+            batch_size=self.batch_size,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=len(unique) > 20 * self.batch_size,
+        )
+        rows = {text: i for i, text in enumerate(unique)}
+        return vectors[[rows[text] for text in texts]].astype(np.float32)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the weights, pooling and length: the same encoder has the same one wherever it lies."""
+        digest = hashlib.sha256()
+        for name, tensor in self._encoder.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        pooling = [module for module in self._encoder if hasattr(module, "pooling_mode")]
+        settings = [getattr(module, "pooling_mode", None) for module in pooling]
+        digest.update(repr((settings, self._encoder.max_seq_length)).encode())
+        return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=2)
+def load_encoder(model: str) -> Encoder:
+    """The encoder `model`; several tasks of one run share it."""
+    return Encoder(model)
+
+
+def cached_vectors(encoder: Encoder, texts: Sequence[str], *, cache: Path | None = None) -> tuple[np.ndarray, str]:
+    """Unit vectors of `texts` and the hash of what they were made from, computed once and kept in `cache`.
+
+    The file's name is the hash of the encoder's weights and of the texts: another encoder or list is another file.
+    By default `bft_trl/vectors` in the Hugging Face home folder.
+    """
+    if cache is None:
+        from huggingface_hub.constants import HF_HOME
+
+        cache = Path(HF_HOME) / "bft_trl" / "vectors"
+    content = hashlib.sha256("\n".join([encoder.fingerprint, *texts]).encode()).hexdigest()[:16]
+    file = cache / f"{content}.npy"
+    if file.is_file():
+        return np.load(file), content
+    logger.info("Encoding %d texts with %s, once; kept in %s", len(texts), encoder.model, file)
+    vectors = encoder.encode(texts)
+    with replacing(file) as temporary:
+        np.save(temporary, vectors)
+    return vectors, content
+
+
+def _load(model: str) -> Any:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers.utils import cached_file
+
+    if not model or model == "none":
+        raise ValueError(f"`encoder={model!r}`: name a Hub id or a folder with a sentence encoder.")
+    try:
+        configured = cached_file(model, "modules.json", _raise_exceptions_for_missing_entries=False)
+        if configured:
+            loaded = SentenceTransformer(model)
+        else:
+            transformer = Transformer(model)
+            pooling = Pooling(transformer.get_embedding_dimension(), "cls")
+            loaded = SentenceTransformer(modules=[transformer, pooling])
+            logger.info("%s has no sentence-transformers configuration: using its [CLS] vector.", model)
+            loaded.max_seq_length = MAX_TOKENS
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`encoder={model!r}` cannot be loaded ({str(error).splitlines()[0]}). Give a folder with a sentence "
+            'encoder, or "none" to leave similarity and percentile out.'
+        ) from error
+    loaded.eval()
+    return loaded

@@ -1,0 +1,182 @@
+"""Names that were proposed elsewhere (GPT-4, GeneAgent, an agent of your own), scored like those of our tasks."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from bft_trl.atomic import write_text
+from bft_trl.data.evaluation_sets import load_background
+from bft_trl.data.tables import read_table, split_genes, write_parquet
+from bft_trl.scoring.floors import enrichment_floor, is_go_library, name_floors
+from bft_trl.scoring.names import SCORER_VERSION, Background, TextEncoder, recorded_name, score_names
+
+logger = logging.getLogger(__name__)
+
+MISSING = ("error", "unnamed", "skip")
+
+
+def score_recorded(
+    predictions: Path,
+    references: Path,
+    out: Path,
+    *,
+    background: Path | None = None,
+    encoder: str | None = None,
+    missing: str = "error",
+    floors: bool = False,
+    gmt: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Writes `scores.json` and the per-set table `scores.parquet` into `out` and returns what is in the former.
+
+    Args:
+        predictions: table with id, predicted_name and optionally model (else the file's name is the model's).
+        references: table with id and name; genes too where `gmt` is given.
+        background: table with a column name, or a text file of one name a line; adds percentile, needs `encoder`.
+        encoder: Hub id or folder of a sentence encoder; adds similarity.
+        missing: what to do where a model has no row for an id: "error", "unnamed" (no answer: scores 0) or "skip"
+            (the model is scored on what it has; its n says how many).
+        floors: add rows for answers that ignore the genes.
+        gmt: add the top term of an over-representation test against this library.
+        seed: of the floor that deals every set another's name.
+
+    Raises ValueError or FileNotFoundError for bad input, before anything is encoded or written.
+    """
+    truth = _references(references, need_genes=gmt is not None)
+    answers = _predictions(predictions, truth, missing)
+    if background is not None and encoder is None:
+        raise ValueError(f"`background={str(background)!r}` needs `encoder`: it ranks by the encoder's similarity.")
+    background_names = load_background(background) if background is not None else None
+    if floors:
+        dealt = name_floors(truth["name"].tolist(), rng=np.random.default_rng(seed))
+        answers |= {(f"floor: {name}", "floor"): _as_answers(truth, given) for name, given in dealt.items()}
+    if gmt is not None:
+        oracle = is_go_library(gmt) and truth.index.str.startswith("GO:").any()
+        label = f"oracle: {gmt.name} (a GO library on GO sets)" if oracle else f"floor: enrichment, {gmt.name}"
+        found = enrichment_floor(truth["genes"].tolist(), gmt)
+        answers[label, "oracle" if oracle else "floor"] = _as_answers(truth, found)
+
+    loaded, ranked, settings = None, None, {"encoder": encoder, "encoder_fingerprint": None}
+    if encoder is not None:
+        loaded, ranked = scorers(encoder, background_names)
+        settings["encoder_fingerprint"] = loaded.fingerprint
+    settings |= {"background_fingerprint": ranked.fingerprint if ranked else None, "scorer_version": SCORER_VERSION}
+    table = pd.concat(
+        [
+            _scored(truth, given, model, kind, loaded, ranked)
+            for (model, kind), given in tqdm(
+                answers.items(), desc="Scoring", disable=len(answers) * len(truth) < 20000
+            )
+        ],
+        ignore_index=True,
+    )
+    result = {"format": 1, "task": "gene_sets", "settings": settings, "models": summary(table)}
+    write_parquet(out / "scores.parquet", table)
+    write_text(out / "scores.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return result
+
+
+def scorers(encoder: str, background: Sequence[str] | None) -> tuple[Any, Background | None]:
+    """The loaded encoder, and the background names as its vectors."""
+    from bft_trl.encoders import cached_vectors, load_encoder
+
+    loaded = load_encoder(encoder)
+    return loaded, Background(*cached_vectors(loaded, background)) if background is not None else None
+
+
+def summary(table: pd.DataFrame) -> dict[str, Any]:
+    """Per model: n, kind, and each metric's mean and standard error (None for a single set)."""
+    metrics = [c for c in table.columns if c not in ("model", "kind", "id", "name", "predicted_name")]
+    models = {}
+    for (model, kind), rows in table.groupby(["model", "kind"], sort=False):
+        models[model] = {"n": len(rows), "kind": kind} | {
+            metric: {
+                "mean": float(rows[metric].mean()),
+                "stderr": float(rows[metric].sem()) if len(rows) > 1 else None,
+            }
+            for metric in metrics
+        }
+    return models
+
+
+def _references(path: Path, *, need_genes: bool) -> pd.DataFrame:
+    table = read_table(path, ["id", "name", *(["genes"] if need_genes else [])])
+    table = table.assign(id=table["id"].astype(str))
+    _no_duplicates(path, table["id"])
+    unnamed = table["id"][~table["name"].map(lambda name: isinstance(name, str) and bool(name.strip()))]
+    if len(unnamed):
+        raise ValueError(f"{path}: no name for {_some(unnamed)}.")
+    if need_genes:
+        table["genes"] = table["genes"].map(split_genes)
+    return table.set_index("id")
+
+
+def _predictions(path: Path, truth: pd.DataFrame, missing: str) -> dict[tuple[str, str], pd.Series]:
+    """(model, "model") to its answers by id."""
+    if missing not in MISSING:
+        raise ValueError(f"`missing={missing!r}` is not known: choose one of {', '.join(MISSING)}.")
+    table = read_table(path, ["id", "predicted_name"])
+    models = table["model"].astype(str) if "model" in table else pd.Series(path.stem, index=table.index)
+    table = table.assign(id=table["id"].astype(str), model=models)
+    unknown = table["id"][~table["id"].isin(truth.index)]
+    if len(unknown):
+        raise ValueError(f"{path}: {len(unknown)} ids are not among the references: {_some(unknown)}.")
+    answers = {}
+    for model, rows in table.groupby("model", sort=False):
+        _no_duplicates(path, rows["id"], f" for model {model!r}")
+        given = rows.set_index("id")["predicted_name"]
+        absent = truth.index.difference(given.index, sort=False)
+        if len(absent) and missing == "error":
+            raise ValueError(
+                f"{path}: model {model!r} has no prediction for {len(absent)} of {len(truth)} references: "
+                f'{_some(absent)}. Use missing="unnamed" to count them as no answer, or missing="skip" to score '
+                "the others alone."
+            )
+        wanted = truth.index if missing == "unnamed" else truth.index.intersection(given.index, sort=False)
+        answers[str(model), "model"] = given.reindex(wanted)
+    return answers
+
+
+def _scored(
+    truth: pd.DataFrame,
+    given: pd.Series,
+    model: str,
+    kind: str,
+    encoder: TextEncoder | None,
+    background: Background | None,
+) -> pd.DataFrame:
+    names = truth.loc[given.index, "name"].tolist()
+    answers = [recorded_name(answer) for answer in given]
+    scores = score_names(names, answers, encoder=encoder, background=background)
+    unnamed = int((scores["named"] == 0).sum())
+    if unnamed and kind == "model":
+        logger.info("%s: %d of %d answers hold no name", model, unnamed, len(scores))
+    columns: Mapping[str, Any] = {
+        "model": model,
+        "kind": kind,
+        "id": given.index.to_numpy(),
+        "name": names,
+        "predicted_name": answers,
+    }
+    return pd.concat([pd.DataFrame(columns), scores], axis=1)
+
+
+def _as_answers(truth: pd.DataFrame, given: Sequence[str]) -> pd.Series:
+    return pd.Series(list(given), index=truth.index)
+
+
+def _no_duplicates(path: Path, ids: pd.Series, whose: str = "") -> None:
+    repeated = ids[ids.duplicated()]
+    if len(repeated):
+        raise ValueError(f"{path}: repeated id{whose}: {_some(repeated)}.")
+
+
+def _some(ids: pd.Series | pd.Index) -> str:
+    unique = list(dict.fromkeys(ids))
+    return ", ".join(map(str, unique[:5])) + (f" and {len(unique) - 5} more" if len(unique) > 5 else "")

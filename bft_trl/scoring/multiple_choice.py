@@ -1,0 +1,11 @@
+"""Scores of a written answer to a multiple-choice question."""
+
+from collections.abc import Sequence
+
+from bft_trl.prompts import parse_choice
+
+
+def choice_scores(answer: str, *, labels: Sequence[str], target: str) -> dict[str, float]:
+    """`acc` (1 for the right label) and `readable` (1 where exactly one label could be read); unreadable is wrong."""
+    label = parse_choice(answer, labels)
+    return {"acc": float(label == target), "readable": float(label is not None)}

@@ -1,0 +1,47 @@
+"""What the YAML files of medical question answering refer to: the data, and the prompts of bft_trl.prompts."""
+
+from typing import Any
+
+from bft_trl.data.medical import load_questions
+from datasets import Dataset, DatasetDict
+
+from bft_trl.prompts import choice_prompt
+from bft_trl.scoring.multiple_choice import choice_scores
+
+
+def _load(source: str, data_dir: str | None) -> DatasetDict:
+    questions = load_questions(source, data_dir=data_dir)
+    return DatasetDict(test=Dataset.from_pandas(questions, preserve_index=False))
+
+
+def medqa(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
+    return _load("medqa", data_dir)
+
+
+def medmcqa(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
+    return _load("medmcqa", data_dir)
+
+
+def pubmedqa(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
+    return _load("pubmedqa", data_dir)
+
+
+def mmlu_medical(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
+    return _load("mmlu_medical", data_dir)
+
+
+def prompt(doc: dict[str, Any]) -> str:
+    return _prompt(doc, reasoning=False)
+
+
+def prompt_reasoning(doc: dict[str, Any]) -> str:
+    return _prompt(doc, reasoning=True)
+
+
+def _prompt(doc: dict[str, Any], *, reasoning: bool) -> str:
+    choices = dict(zip(doc["labels"], doc["options"], strict=True))
+    return choice_prompt(doc["question"], choices, context=doc["context"], reasoning=reasoning)
+
+
+def written_scores(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    return choice_scores(results[0], labels=doc["labels"], target=doc["answer"])

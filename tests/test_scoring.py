@@ -1,0 +1,395 @@
+"""Scores of names and choices against loop twins, and worked out by hand."""
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from nltk.stem.porter import PorterStemmer
+
+from bft_trl.cli import main
+from bft_trl.prompts import choice_answer, choice_prompt, lettered, parse_choice
+from bft_trl.scoring.floors import (
+    CONSTANT,
+    choice_floors,
+    enrichment_floor,
+    is_go_library,
+    name_floors,
+    readable_term,
+)
+from bft_trl.scoring.multiple_choice import choice_scores
+from bft_trl.scoring.names import Background, recorded_name, score_names
+from bft_trl.scoring.rouge import cleaned_answer, cleaned_reference, rouge_scores
+from bft_trl.scoring.similarity import background_percentile, cosine_similarity
+
+WORDS = (
+    "regulation of DNA repair, cell-cycle positive mRNA (nuclear) transport IL-2/STAT5 signalling processes".split()
+)
+
+
+def f_measure(common, a, b):
+    return 2 * common / (a + b) if common else 0.0
+
+
+def rouge_twin(reference, answer):
+    """Lin (2004): shared n-grams with multiplicity, and the longest common subsequence by plain recursion on lists."""
+    stem = PorterStemmer().stem
+
+    def words(text):
+        found = re.findall("[a-z0-9]+", text.lower())
+        return [stem(word) if len(word) > 3 else word for word in found]
+
+    def longest(a, b):
+        if not a or not b:
+            return 0
+        if a[-1] == b[-1]:
+            return longest(a[:-1], b[:-1]) + 1
+        return max(longest(a[:-1], b), longest(a, b[:-1]))
+
+    a = words(reference.replace('"', "").replace("-", " ").replace("/", " "))
+    b = words(re.sub(r"\([^)]*\)", "", answer).replace('"', "").replace("-", " ").replace("/", " "))
+    scores = {}
+    for n in (1, 2):
+        grams = [Counter(zip(*(t[i:] for i in range(n)), strict=False)) for t in (a, b)]
+        scores[f"rouge{n}"] = f_measure(sum((grams[0] & grams[1]).values()), *(sum(g.values()) for g in grams))
+    return scores | {"rougeL": f_measure(longest(a, b), len(a), len(b))}
+
+
+def test_rouge_equals_the_twin():
+    rng = np.random.default_rng(0)
+    drawn = [[" ".join(rng.choice(WORDS, rng.integers(0, 7))) for _ in range(40)] for _ in range(2)]
+    scores = rouge_scores(*drawn)
+    for i, (reference, answer) in enumerate(zip(*drawn, strict=True)):
+        expected = rouge_twin(reference, answer)
+        assert {metric: scores[metric][i] for metric in expected} == pytest.approx(expected)
+
+
+def test_rouge_by_hand():
+    """'positive regulation' in 'regulation of growth': 1 of 2 and 1 of 3 words, F = 2/5; no shared pair."""
+    scores = rouge_scores(["positive regulation"], ["regulation of growth"])
+    assert [scores[m][0] for m in ("rouge1", "rouge2", "rougeL")] == pytest.approx([0.4, 0, 0.4])
+
+
+def test_cleaning_is_geneagents():
+    assert cleaned_reference('"IL-2/STAT5" (human), signalling') == "IL 2 STAT5 (human)  signalling"
+    assert cleaned_answer('"IL-2/STAT5" (human), signalling') == "IL 2 STAT5   signalling"
+
+
+@pytest.mark.parametrize("answer", ["", "()", "細胞週期", "клеточный цикл", "-/,"])
+def test_rouge_of_what_has_no_latin_word_is_zero(answer):
+    assert rouge_scores(["cell cycle"], [answer])["rouge1"].tolist() == [0]
+
+
+def unit(rng, *shape):
+    vectors = rng.normal(size=shape)
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def test_percentile_equals_the_loop_twin():
+    rng = np.random.default_rng(1)
+    background, answers = unit(rng, 31, 5), unit(rng, 300, 5)  # more answers than a chunk
+    truth = rng.integers(0, 31, 300)
+    percentiles = background_percentile(answers, background[truth], background)
+    for answer, row, percentile in zip(answers.astype(float), truth, percentiles, strict=True):
+        own = sum(answer * background[row])
+        closer = sum(sum(answer * other) > own + 1e-6 for other in background.astype(float))
+        assert percentile == pytest.approx(100 * (1 - closer / 31))
+
+
+def test_percentile_by_hand():
+    """Of four background names at 0, 60, 90 and 180 degrees from the answer, one is closer than the true one at 60."""
+    angles = np.deg2rad([0, 60, 90, 180])
+    background = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    answer = np.array([[1, 0]], dtype=np.float32)
+    assert background_percentile(answer, background[1:2], background).tolist() == [75]
+    assert background_percentile(answer, background[:1], background).tolist() == [100]
+    assert cosine_similarity(answer, background[1:2]) == pytest.approx([0.5])
+    with pytest.raises(ValueError, match="`background` is empty"):
+        background_percentile(answer, answer, background[:0])
+
+
+class Letters:
+    """An encoder that counts letters: by hand, 'ab' and 'b' have the cosine 1 / sqrt(2)."""
+
+    fingerprint = "letters"
+
+    def encode(self, texts):
+        counts = np.array([[text.count(c) for c in "abcdefgh"] for text in texts], dtype=np.float32)
+        return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
+
+
+def test_names_with_encoder_by_hand():
+    """Background a, b, h. The answer b to the true name ab: only 'b' is closer (1 > .71), so 100 (1 - 1/3)."""
+    encoder = Letters()
+    background = Background(encoder.encode(["a", "b", "h"]), "x")
+    table = score_names(["ab", "ab", "c"], ["b", None, "c (h)"], encoder=encoder, background=background)
+    assert table["similarity"].tolist() == pytest.approx([2**-0.5, 0, 1])
+    assert table["percentile"].tolist() == pytest.approx([200 / 3, 0, 100])
+    assert table["named"].tolist() == [1, 0, 1]
+    assert "similarity" not in score_names(["ab"], ["b"])
+    with pytest.raises(ValueError, match="`background` needs `encoder`"):
+        score_names(["ab"], ["b"], background=background)
+
+
+def test_a_refusal_is_no_name():
+    assert score_names(["DNA repair"], ["System of unrelated proteins"])["named"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        ("DNA repair", "DNA repair"),
+        ("Process: DNA repair\n\nBecause.", "DNA repair"),
+        ("Process: Process: DNA repair", "DNA repair"),
+        ("I think:\n**Process:** DNA repair", "DNA repair"),
+        ("This is an essay.\nIt names nothing.", None),
+        ("Process:", None),
+        ("  ", None),
+        (float("nan"), None),
+        ("<b>DNA</b> repair", "<b>DNA</b> repair"),
+        ("DNA修復", "DNA修復"),
+        ("process of DNA repair", "process of DNA repair"),
+    ],
+)
+def test_recorded_names(answer, name):
+    assert recorded_name(answer) == name
+
+
+def test_a_huge_answer_is_scored():
+    answer = "DNA repair " * 10_000
+    assert score_names(["DNA repair"], [answer])["rouge1"][0] == pytest.approx(4 / 20_002)
+
+
+# --- floors ----------------------------------------------------------------------------------------------------------
+
+
+def test_name_floors():
+    names = ["x", "y", "x", "z"]
+    floors = name_floors(names, rng=np.random.default_rng(0))
+    constant, frequent, dealt = floors.values()
+    assert constant == [CONSTANT] * 4
+    assert frequent == ["x"] * 4
+    assert sorted(dealt) == sorted(names)
+    again = name_floors(names, rng=np.random.default_rng(0))
+    assert again == floors
+    # no set is dealt its own name, whatever the seed
+    many = [str(i) for i in range(7)]
+    for seed in range(50):
+        dealt = name_floors(many, rng=np.random.default_rng(seed))["another set's name"]
+        assert all(a != b for a, b in zip(many, dealt, strict=True))
+    with pytest.raises(ValueError, match="`names` has 1 entry"):
+        name_floors(["x"], rng=np.random.default_rng(0))
+
+
+def test_choice_floors():
+    floors = choice_floors(["yes", "no", "yes"], [3, 3, 3])
+    assert floors["chance"] == pytest.approx([1 / 3] * 3)
+    assert floors["most frequent answer"].tolist() == [1, 0, 1]
+
+
+def test_enrichment_finds_the_planted_term(tmp_path):
+    gmt = tmp_path / "lib.gmt"
+    background = "\t".join(f"G{i}" for i in range(40))
+    gmt.write_text(f"GOBP_DNA_REPAIR\tx\tA\tB\tC\tD\nEverything\tx\tA\tB\tC\tD\tE\t{background}\n")
+    assert enrichment_floor([["a", "B", "C"], ["UNKNOWN"]], gmt) == ["DNA REPAIR", ""]
+    assert is_go_library(gmt)
+    assert readable_term("DNA repair (GO:0006281)") == "DNA repair"
+    with pytest.raises(FileNotFoundError, match=r"absent.gmt'`: no such file"):
+        enrichment_floor([["A"]], tmp_path / "absent.gmt")
+
+
+# --- multiple choice -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [
+        ("Answer: B", "B"),
+        ("First A seems right.\n\n**Answer: (C)**", "C"),
+        ("Answer: A\nNo, wait.\nAnswer: D", "D"),
+        ("Answer: b", "B"),
+        ("The answer is C because of the heart.", "C"),
+        ("Answer: B. A vitamin", "B"),
+        ("Answer: <A>", "A"),
+        ("(D).", "D"),
+        ("Answer: C, because B is wrong", "C"),
+        ("Answer: A or B", None),
+        ("Answer: A, B", None),
+        ("Answer: B and C", None),
+        ("Answer: A/D", None),
+        ("Answer: A patient needs rest", None),
+        ("Answer: E", None),
+        ("I like A", None),
+        ("", None),
+        ("答案：B", None),
+        ("x" * 100_000, None),
+    ],
+)
+def test_choices_are_read(answer, label):
+    assert parse_choice(answer, "ABCD") == label
+    assert choice_scores(answer, labels="ABCD", target="B") == {
+        "acc": float(label == "B"),
+        "readable": float(label is not None),
+    }
+
+
+def test_words_as_labels():
+    labels = ["yes", "no", "maybe"]
+    assert [parse_choice(a, labels) for a in ("Answer: No.", "maybe", "Answer: yes or no", "Answer: nothing")] == [
+        "no",
+        "maybe",
+        None,
+        None,
+    ]
+
+
+def test_a_long_answer_is_read_quickly():
+    """Nested repetition would take minutes here."""
+    code = "from bft_trl.prompts import parse_choice; parse_choice('answer ' * 20000 + '* ' * 20000, 'ABCD')"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_choice_prompt_and_answer():
+    letters = choice_prompt("Which?", lettered(["heart", "lung"]), context="A study.", reasoning=True)
+    assert letters == (
+        "A study.\n\nWhich?\n\nA. heart\nB. lung\n\n"
+        'Think step by step, then write "Answer: <letter>" on the last line.'
+    )
+    words = choice_prompt("Is it?", {"yes": "", "no": "", "maybe": ""})
+    assert words == 'Is it?\n\nWrite "Answer: <yes, no or maybe>" and nothing else.'
+    assert choice_answer("A") == "Answer: A"
+    assert parse_choice(choice_answer("B", reasoning="Because A is wrong."), "AB") == "B"
+    with pytest.raises(ValueError, match="`question` is empty"):
+        choice_prompt("  ", {"A": "x"})
+    with pytest.raises(ValueError, match="`options` has 1 entries"):
+        lettered(["x"])
+
+
+# --- bft-trl score ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path):
+    references = tmp_path / "references.csv"
+    references.write_text("id,name,genes\n1,DNA repair,A B\n2,cell cycle,C D\n3,ion transport,E F\n")
+    predictions = tmp_path / "predictions.jsonl"
+    answers = {"good": ["DNA repair", "cell cycle", "ion transport"], "poor": ["DNA damage", "", "growth"]}
+    rows = [
+        {"id": str(i + 1), "predicted_name": name, "model": model}
+        for model, names in answers.items()
+        for i, name in enumerate(names)
+    ]
+    predictions.write_text("\n".join(json.dumps(row) for row in rows))
+    return predictions, references
+
+
+def score(files, out, *extra):
+    predictions, references = files
+    command = ["score", "--predictions", str(predictions), "--references", str(references), "--out", str(out)]
+    return main([*command, *extra])
+
+
+def test_score_by_hand(files, tmp_path):
+    """poor: 'DNA damage' shares 1 of 2 words, F 0.5; the others 0: mean 1/6, standard error (0.5 / 3) exactly.
+
+    Deviations from 1/6 are 2/6, -1/6, -1/6: their sum of squares is 6/36, over 2 is 1/12, over 3 is 1/36, root 1/6.
+    """
+    assert score(files, tmp_path / "out", "--floors") == 0
+    result = json.loads((tmp_path / "out" / "scores.json").read_text())
+    models = result["models"]
+    assert models["good"]["n"] == 3
+    assert models["good"]["rougeL"] == {"mean": 1.0, "stderr": 0.0}
+    assert models["poor"]["rouge1"] == {"mean": pytest.approx(1 / 6), "stderr": pytest.approx(1 / 6)}
+    assert models["poor"]["named"]["mean"] == pytest.approx(2 / 3)
+    assert [name for name in models if models[name]["kind"] == "floor"] == [
+        'floor: constant "regulation of cell process"',
+        "floor: most frequent name",
+        "floor: another set's name",
+    ]
+    assert result["settings"] == {
+        "encoder": None,
+        "encoder_fingerprint": None,
+        "background_fingerprint": None,
+        "scorer_version": "1",
+    }
+    table = pd.read_parquet(tmp_path / "out" / "scores.parquet")
+    assert len(table) == 15
+    assert table.columns[:5].tolist() == ["model", "kind", "id", "name", "predicted_name"]
+
+
+def test_score_without_a_model_column_takes_the_files_name(files, tmp_path):
+    answers = tmp_path / "mine.tsv"
+    answers.write_text("id\tpredicted_name\n1\ta\n2\tb\n3\tc\n")
+    assert score((answers, files[1]), tmp_path / "o") == 0
+    assert list(json.loads((tmp_path / "o" / "scores.json").read_text())["models"]) == ["mine"]
+
+
+def test_score_with_a_library(files, tmp_path):
+    gmt = tmp_path / "lib.gmt"
+    gmt.write_text("repair\tx\tA\tB\nother\tx\tC\tD\tE\n")
+    assert score(files, tmp_path / "o", "--gmt", str(gmt)) == 0
+    models = json.loads((tmp_path / "o" / "scores.json").read_text())["models"]
+    assert models["floor: enrichment, lib.gmt"]["kind"] == "floor"
+    go = tmp_path / "go.csv"
+    go.write_text("id,name,genes\nGO:1,DNA repair,A B\nGO:2,cell cycle,C D\n")
+    gmt.write_text("DNA repair (GO:1)\tx\tA\tB\ncell cycle (GO:2)\tx\tC\tD\tE\n")
+    answers = tmp_path / "a.csv"
+    answers.write_text("id,predicted_name\nGO:1,x\nGO:2,y\n")
+    assert score((answers, go), tmp_path / "p", "--gmt", str(gmt)) == 0
+    models = json.loads((tmp_path / "p" / "scores.json").read_text())["models"]
+    assert models["oracle: lib.gmt (a GO library on GO sets)"]["kind"] == "oracle"
+    assert models["oracle: lib.gmt (a GO library on GO sets)"]["rouge1"]["mean"] == 1
+
+
+def test_missing_predictions(files, tmp_path, capsys):
+    answers = tmp_path / "some.csv"
+    answers.write_text("id,predicted_name\n1,DNA repair\n3,ion transport\n")
+    assert score((answers, files[1]), tmp_path / "o") == 2
+    message = capsys.readouterr().err
+    assert "model 'some' has no prediction for 1 of 3 references: 2" in message
+    assert 'missing="unnamed"' in message
+    assert score((answers, files[1]), tmp_path / "u", "--missing", "unnamed") == 0
+    counted = json.loads((tmp_path / "u" / "scores.json").read_text())["models"]["some"]
+    assert (counted["n"], counted["rouge1"]["mean"]) == (3, pytest.approx(2 / 3))
+    assert score((answers, files[1]), tmp_path / "s", "--missing", "skip") == 0
+    skipped = json.loads((tmp_path / "s" / "scores.json").read_text())["models"]["some"]
+    assert (skipped["n"], skipped["rouge1"]["mean"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "words"),
+    [
+        ("id,predicted_name\n1,a\n9,b\n", None, "1 ids are not among the references: 9"),
+        ("id,predicted_name\n1,a\n1,b\n2,c\n3,d\n", None, "repeated id for model 'p': 1"),
+        ("id,name\n1,a\n", None, r"p.csv: has no column ['predicted_name']"),
+        (None, "id,name\n1,x\n1,y\n", "r.csv: repeated id: 1"),
+        (None, "id,name\n1,\n2,y\n", "r.csv: no name for 1"),
+        (None, "id,title\n1,x\n", r"r.csv: has no column ['name']"),
+    ],
+)
+def test_bad_score_input_is_one_line_and_nothing_is_written(predictions, references, words, files, tmp_path, capsys):
+    p, r = tmp_path / "p.csv", tmp_path / "r.csv"
+    p.write_text(predictions or "id,predicted_name\n1,a\n2,b\n3,c\n")
+    r.write_text(references or files[1].read_text())
+    assert score((p, r), tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert message.startswith("bft-trl: error: ")
+    assert words in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_background_without_encoder(files, tmp_path, capsys):
+    assert score(files, tmp_path / "o", "--background", "names.txt") == 2
+    assert "needs `encoder`" in capsys.readouterr().err
+
+
+def test_importing_the_metrics_loads_neither_torch_nor_trl():
+    code = (
+        "import sys, bft_trl.scoring.names, bft_trl.scoring.floors, bft_trl.encoders\n"
+        "sys.exit(bool({'torch', 'trl', 'rouge_score', 'sentence_transformers'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
