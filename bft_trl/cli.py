@@ -5,12 +5,16 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0, 1 where a check found something, 2 for bad input."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args = _parser().parse_args(argv)
+    args, passed_on = _parser().parse_known_args(argv)
+    args.passed_on = passed_on
+    if passed_on and args.run is not _eval:
+        _parser().error(f"unrecognized arguments: {' '.join(passed_on)}")
     try:
         return args.run(args)
     except (ValueError, OSError) as error:
@@ -49,7 +53,55 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--train", type=Path, nargs="+", required=True, metavar="FILE", help="training sets")
     check.add_argument("--against", type=Path, nargs="+", required=True, metavar="FILE", help="evaluation sets")
     check.set_defaults(run=_check)
+
+    _add_score(commands)
+    _add_eval(commands)
     return parser
+
+
+def _add_score(commands: Any) -> None:
+    score = commands.add_parser("score", help="score proposed process names that were recorded elsewhere")
+    score.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="id, predicted_name[, model]")
+    score.add_argument("--references", type=Path, required=True, metavar="FILE", help="id, name[, genes]")
+    score.add_argument("--out", type=Path, required=True, help="folder for scores.json and scores.parquet")
+    score.add_argument("--encoder", metavar="ID", help="sentence encoder (Hub id or folder): adds similarity")
+    score.add_argument("--background", type=Path, metavar="FILE", help="background names: adds percentile")
+    score.add_argument(
+        "--missing",
+        default="error",
+        choices=["error", "unnamed", "skip"],
+        help="where a model has no row for an id: stop, count it as no answer, or score the others alone",
+    )
+    score.add_argument("--floors", action="store_true", help="add answers that ignore the genes")
+    score.add_argument("--gmt", type=Path, metavar="FILE", help="add the top term of an over-representation test")
+    score.add_argument("--seed", type=int, default=0, help="seed of the floors (default: 0)")
+    score.set_defaults(run=_score)
+
+
+def _add_eval(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "eval",
+        help="run lm-eval on a model or a trained run",
+        epilog="Any other flag goes to lm-eval: --limit 200 --batch_size 8 --gen_kwargs max_gen_toks=64 ...",
+    )
+    evaluate.add_argument("--model", help="base model: Hub id or folder (default: the one that the adapter names)")
+    evaluate.add_argument("--adapter", type=Path, metavar="DIR", help="run folder or checkpoint of a PEFT adapter")
+    evaluate.add_argument("--tasks", required=True, help="tasks and groups, with commas between them")
+    evaluate.add_argument("--out", type=Path, required=True, help="folder for lm-eval's results and samples")
+    evaluate.add_argument("--data-dir", type=Path, help="folder with the tasks' data (default: Hub or publisher)")
+    evaluate.add_argument("--encoder", help='sentence encoder, or "none" (default: ncbi/MedCPT-Query-Encoder)')
+    evaluate.add_argument("--background", help='background names, or "none" (default: those of the data)')
+    evaluate.add_argument(
+        "--load-in-4bit",
+        action=argparse.BooleanOptionalAction,
+        help="base weights in NF4 (default: as in training)",
+    )
+    evaluate.add_argument(
+        "--chat-template",
+        action=argparse.BooleanOptionalAction,
+        help="apply the chat template (default: where the tokenizer has one)",
+    )
+    evaluate.set_defaults(run=_eval)
 
 
 def _gene_sets(args: argparse.Namespace) -> int:
@@ -88,3 +140,42 @@ def _check(args: argparse.Namespace) -> int:
             )
             logging.info("%s against %s: %d leaks (test sets: %s)", train_path, path, len(found), counts)
     return int(leaks > 0)
+
+
+def _score(args: argparse.Namespace) -> int:
+    from bft_trl.recorded import score_recorded
+
+    result = score_recorded(
+        args.predictions,
+        args.references,
+        args.out,
+        background=args.background,
+        encoder=args.encoder,
+        missing=args.missing,
+        floors=args.floors,
+        gmt=args.gmt,
+        seed=args.seed,
+    )
+    for model, scores in result["models"].items():
+        figures = ", ".join(f"{name} {scores[name]['mean']:.3f}" for name in scores if name not in ("n", "kind"))
+        logging.info("%s: n %d, %s", model, scores["n"], figures)
+    logging.info("Wrote scores.json and scores.parquet to %s", args.out)
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from bft_trl.evaluation import evaluate, read_run
+
+    run = read_run(args.model, args.adapter, load_in_4bit=args.load_in_4bit, chat_template=args.chat_template)
+    settings = {"data_dir": args.data_dir, "encoder": args.encoder, "background": args.background}
+    missing = evaluate(
+        run,
+        args.tasks.split(","),
+        args.out,
+        metadata={name: str(value) for name, value in settings.items() if value is not None},
+        passed_on=args.passed_on,
+    )
+    for task, reason in missing.items():
+        logging.warning("Left out %s: %s", task, reason)
+    logging.info("Results and samples are in %s", args.out)
+    return int(bool(missing))

@@ -100,8 +100,8 @@ def parse_choice(answer: str, labels: Sequence[str]) -> str | None:
     """
     any_label = "|".join(re.escape(label) for label in labels)
     # A label, not the first letter of a word or an article: something other than a word follows, or it is no "A".
-    label = rf"[\s*_(\[\"'<]*({any_label})(?![\w'’-])(?=[^\S\n]*(?:$|[^\w\s])|(?<!a)[^\S\n])"
-    second = rf"[\s*_)\].\"']*(?:,|/|&|\+|\bor\b|\band\b)+[\s*_(\[\"']*(?:{any_label})(?![\w'’-])"
+    label = rf"[\s*_(\[\"'<]*({any_label})(?![\w'\u2019-])(?=[^\S\n]*(?:$|[^\w\s])|(?<!a)[^\S\n])"
+    second = rf"[\s*_)\].\"']*(?:,|/|&|\+|\bor\b|\band\b)+[\s*_(\[\"']*(?:{any_label})(?![\w'\u2019-])"
     flags = re.IGNORECASE | re.MULTILINE
     for lead in (r"\banswer[\s*_]*:", r"\banswer\s+is:?"):
         found = list(re.finditer(lead + label, answer, flags))
