@@ -66,10 +66,11 @@ def world(tmp_path_factory):
     write_data(root / "data")
     build_bert(root / "encoder")
     tokenizer = build_tokenizer()
-    build_model(max_position_embeddings=2048).save_pretrained(root / "base")
+    # As wide as a block of NF4: bitsandbytes' CPU kernel takes no less.
+    model = build_model(max_position_embeddings=2048, hidden_size=64, intermediate_size=64)
+    model.save_pretrained(root / "base")
     tokenizer.save_pretrained(root / "base")
-    # Read back, so that the adapter knows its base by the folder.
-    model = build_model(max_position_embeddings=2048)
+    # The adapter knows its base by the folder.
     model.name_or_path = model.config._name_or_path = str(root / "base")
     adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
     adapted.save_pretrained(root / "adapter")
@@ -133,7 +134,7 @@ def test_all_groups_run_from_the_repository(world, tmp_path):
     asked = samples_of(tmp_path, "bft_pubmedqa")[1]
     context, continuation = asked["arguments"]["gen_args_2"].values()
     assert context == (
-        "<bos>user:We asked. It did.\n\nDoes it help 1?\n\n"
+        "<bos>user:We asked.\nIt did.\n\nDoes it help 1?\n\n"
         'Write "Answer: <yes, no or maybe>" and nothing else.<eos><bos>assistant:Answer:'
     )
     assert continuation == " maybe"

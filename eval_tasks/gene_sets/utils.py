@@ -3,10 +3,10 @@
 import logging
 from typing import Any
 
-from bft_trl.data.evaluation_sets import load_background, load_evaluation_sets
 from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 
+from bft_trl.data.evaluation_sets import load_background, load_evaluation_sets
 from bft_trl.encoders import MEDCPT, load_encoder
 from bft_trl.prompts import gene_set_prompt, parse_process
 from bft_trl.recorded import scorers

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from bft_trl.data.medical import load_questions
 from datasets import Dataset, DatasetDict
 
+from bft_trl.data.medical import load_questions
 from bft_trl.prompts import choice_prompt
 from bft_trl.scoring.multiple_choice import choice_scores
 
 
 def _load(source: str, data_dir: str | None) -> DatasetDict:
-    questions = load_questions(source, data_dir=data_dir)
+    questions = load_questions(source, data_dir=data_dir).drop(columns="explanation")  # no part of what is asked
     return DatasetDict(test=Dataset.from_pandas(questions, preserve_index=False))
 
 
