@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bft_trl.data.commands import add_data_commands
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0, 1 where a check found something, 2 for bad input."""
@@ -17,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().error(f"unrecognized arguments: {' '.join(passed_on)}")
     try:
         return args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:  # the last: an extra that is not installed
         sys.stderr.write(f"bft-trl: error: {error}\n")
         return 2
 
@@ -25,37 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bft-trl", description="Balanced Fine-Tuning for TRL")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    data = commands.add_parser("data", help="build training data and check it for leakage").add_subparsers(
-        required=True, metavar="COMMAND"
-    )
-
-    gene_sets = data.add_parser("gene-sets", help="GO biological-process gene sets as training rows")
-    gene_sets.add_argument("--org-db", type=Path, required=True, help="org.Hs.eg.sqlite of r-bioc-org.hs.eg.db")
-    gene_sets.add_argument("--go-db", type=Path, required=True, help="GO.sqlite of r-bioc-go.db")
-    gene_sets.add_argument("--out", type=Path, required=True, help="folder for train.parquet, eval.parquet, README.md")
-    gene_sets.add_argument("--train-sets", type=int, help="training sets (default: all that remain)")
-    gene_sets.add_argument("--eval-sets", type=int, default=150, help="evaluation sets (default: 150)")
-    gene_sets.add_argument("--min-genes", type=int, default=3, help="smallest set (default: 3)")
-    gene_sets.add_argument("--max-genes", type=int, default=100, help="largest set (default: 100)")
-    gene_sets.add_argument(
-        "--exclude",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="evaluation sets to keep out (id, name, genes)",
-    )
-    gene_sets.add_argument("--names-only", action="store_true", help="answers without the analysis")
-    gene_sets.add_argument("--seed", type=int, default=0, help="seed of the split (default: 0)")
-    gene_sets.set_defaults(run=_gene_sets)
-
-    check = data.add_parser("check", help="find gene sets of the training data in evaluation data")
-    check.add_argument("--train", type=Path, nargs="+", required=True, metavar="FILE", help="training sets")
-    check.add_argument("--against", type=Path, nargs="+", required=True, metavar="FILE", help="evaluation sets")
-    check.set_defaults(run=_check)
-
+    add_data_commands(commands)
     _add_score(commands)
     _add_eval(commands)
+    _add_compare(commands)
     return parser
 
 
@@ -104,42 +79,20 @@ def _add_eval(commands: Any) -> None:
     evaluate.set_defaults(run=_eval)
 
 
-def _gene_sets(args: argparse.Namespace) -> int:
-    from bft_trl.data.gene_sets import build
-
-    tables = build(
-        args.org_db,
-        args.go_db,
-        args.out,
-        train_sets=args.train_sets,
-        eval_sets=args.eval_sets,
-        min_genes=args.min_genes,
-        max_genes=args.max_genes,
-        excluded=args.exclude,
-        analysis=not args.names_only,
-        seed=args.seed,
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser("compare", help="evaluated runs against a baseline, with paired tests")
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folder of `eval` (lm-eval with logged samples) or `score`, NAME=FOLDER, or NAME=FOLDER,FOLDER,... for "
+        "seeds of one method",
     )
-    logging.info("Wrote %d training and %d evaluation rows to %s", len(tables["train"]), len(tables["eval"]), args.out)
-    return 0
-
-
-def _check(args: argparse.Namespace) -> int:
-    from bft_trl.data.leakage import find_leaks
-    from bft_trl.data.tables import read_gene_sets
-
-    tests = [(path, read_gene_sets(path)) for path in args.against]
-    leaks = 0
-    for train_path in args.train:
-        train = read_gene_sets(train_path)
-        for path, test in tests:
-            found = find_leaks(train, test)
-            leaks += len(found)
-            counts = ", ".join(
-                f"{found.loc[found['reason'] == reason, 'test_id'].nunique()} by {reason}"
-                for reason in ("id", "name", "genes")
-            )
-            logging.info("%s against %s: %d leaks (test sets: %s)", train_path, path, len(found), counts)
-    return int(leaks > 0)
+    compare.add_argument("--baseline", required=True, metavar="RUN", help="name or folder of what to compare with")
+    compare.add_argument("--out", type=Path, required=True, help="folder for index.html, comparison.json, forest.png")
+    compare.add_argument("--seed", type=int, default=0, help="seed of all resampling (default: 0)")
+    compare.add_argument("--resamples", type=int, default=9999, help="bootstrap and permutations (default: 9999)")
+    compare.set_defaults(run=_compare)
 
 
 def _score(args: argparse.Namespace) -> int:
@@ -179,3 +132,17 @@ def _eval(args: argparse.Namespace) -> int:
         logging.warning("Left out %s: %s", task, reason)
     logging.info("Results and samples are in %s", args.out)
     return int(bool(missing))
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from bft_trl.report.comparison import compare
+
+    result = compare(args.runs, args.baseline, args.out, seed=args.seed, n_resamples=args.resamples)
+    for row in result["rows"]:
+        logging.info(
+            "%s, %s, %s: %.3f, baseline %.3f, difference %+.3f (%+.3f to %+.3f), p %.3f, Holm %.3f",
+            *(row[key] for key in ("task", "metric", "run", "score", "baseline_score")),
+            *(row[key] for key in ("difference", "low", "high", "p", "p_holm")),
+        )
+    logging.info("Open %s", args.out / "index.html")
+    return 0

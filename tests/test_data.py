@@ -1,3 +1,5 @@
+import gzip
+import hashlib
 import sqlite3
 
 import numpy as np
@@ -6,9 +8,12 @@ import pytest
 
 from bft_trl import load_gene_sets
 from bft_trl.cli import main
-from bft_trl.data.gene_sets import build, exclude, read_bioconductor, split
-from bft_trl.data.leakage import connected_sets, find_leaks, normalised_name, overlapping_sets
-from bft_trl.data.tables import read_gene_sets, split_genes, write_parquet
+from bft_trl.data.bioconductor import read_bioconductor
+from bft_trl.data.gene_sets import build, exclude
+from bft_trl.data.leakage import connected_sets, find_leaks, normalised_text, overlapping_sets
+from bft_trl.data.sources import bioconductor_source, gmt_source
+from bft_trl.data.splits import split
+from bft_trl.data.tables import read_gene_sets, read_gmt, split_genes, write_parquet
 from bft_trl.prompts import GENES_IN_ANALYSIS, gene_set_answer, gene_set_prompt, parse_process
 
 
@@ -49,9 +54,9 @@ def databases(tmp_path):
 # --- leakage ---------------------------------------------------------------------------------------------------------
 
 
-def test_normalised_name():
+def test_normalised_text():
     assert (
-        normalised_name('"DNA-repair",  (positive)') == normalised_name("dna repair positive") == "dna repair positive"
+        normalised_text('"DNA-repair",  (positive)') == normalised_text("dna repair positive") == "dna repair positive"
     )
 
 
@@ -83,7 +88,7 @@ def test_leaks_have_their_reason():
     leaks = find_leaks(train, test)
     assert sorted(zip(leaks["train_id"], leaks["test_id"], leaks["reason"], strict=True)) == [
         ("1", "1", "id"),
-        ("1", "9", "name"),
+        ("1", "9", "text"),
         ("2", "8", "genes"),
     ]
     assert find_leaks(train.iloc[2:], test).empty
@@ -98,15 +103,16 @@ def test_chains_stay_together():
 
 def test_split_is_seeded_disjoint_and_exact():
     table = sets(*[(str(i), f"n{i // 2}", f"g{i} h{i}") for i in range(40)])  # pairs share a name
-    parts = split(table, {"eval": 10, "train": None}, rng=np.random.default_rng(3))
-    again = split(table, {"eval": 10, "train": None}, rng=np.random.default_rng(3))
-    other = split(table, {"eval": 10, "train": None}, rng=np.random.default_rng(4))
+    groups = connected_sets(table)
+    parts = split(table, groups, {"eval": 10, "train": None}, rng=np.random.default_rng(3))
+    again = split(table, groups, {"eval": 10, "train": None}, rng=np.random.default_rng(3))
+    other = split(table, groups, {"eval": 10, "train": None}, rng=np.random.default_rng(4))
     assert parts["eval"]["id"].tolist() == again["eval"]["id"].tolist() != other["eval"]["id"].tolist()
     assert len(parts["eval"]) == 10
     assert sorted(parts["eval"]["id"].tolist() + parts["train"]["id"].tolist()) == sorted(table["id"])
     assert find_leaks(parts["train"], parts["eval"]).empty
-    with pytest.raises(ValueError, match="train: 40 gene sets asked for, 30 left of 40"):
-        split(table, {"eval": 10, "train": 40}, rng=np.random.default_rng(3))
+    with pytest.raises(ValueError, match="train: 40 rows asked for, 30 left of 40"):
+        split(table, groups, {"eval": 10, "train": 40}, rng=np.random.default_rng(3))
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -125,7 +131,7 @@ def test_build_end_to_end(databases, tmp_path):
     held_out = tmp_path / "held_out.csv"
     held_out.write_text("id,name,genes\nGO:5,whatever,A1 A2\nX:1,x,A B C\n")
     options = {"eval_sets": 2, "excluded": [held_out], "seed": 1}
-    tables = build(*databases, tmp_path / "out", **options)
+    tables = build(bioconductor_source(*databases), tmp_path / "out", **options)
     # GO:5 goes by its id, GO:2 by its genes; GO:1 shares 3 of 4 genes only
     ids = set(tables["train"]["id"]) | set(tables["eval"]["id"])
     assert ids == {"GO:1", "GO:6", "GO:7", "GO:8", "GO:9"}
@@ -140,13 +146,16 @@ def test_build_end_to_end(databases, tmp_path):
     assert "| held_out.csv | 2 | 0 |" in card
     assert "CC BY 4.0" in card
     assert str(tmp_path) not in card
+    for path in (*databases, held_out, tmp_path / "out" / "train.parquet"):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in card
     first = (tmp_path / "out" / "eval.parquet").read_bytes()
-    build(*databases, tmp_path / "again", **options)
+    build(bioconductor_source(*databases), tmp_path / "again", **options)
     assert (tmp_path / "again" / "eval.parquet").read_bytes() == first
     with sqlite3.connect(databases[1]) as connection:
         connection.execute("UPDATE go_term SET definition = NULL WHERE go_id = 'GO:1'")
-    assert not any("GO:1" in set(part["id"]) for part in build(*databases, tmp_path / "defined", **options).values())
-    parts = build(*databases, tmp_path / "names", **options, analysis=False)
+    defined = build(bioconductor_source(*databases), tmp_path / "defined", **options)
+    assert not any("GO:1" in set(part["id"]) for part in defined.values())
+    parts = build(bioconductor_source(*databases), tmp_path / "names", **options, analysis=False)
     names = parts["train"]
     assert "GO:1" in {*names["id"], *parts["eval"]["id"]}
     assert names["completion"][0][0]["content"] == f"Process: {names['name'][0]}"
@@ -177,6 +186,119 @@ def test_bad_tables_name_the_file_and_the_fault(name, content, words, tmp_path):
     file.write_text(content)
     with pytest.raises(ValueError, match=f"{name}: .*{words}"):
         read_gene_sets(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "GO_terms.csv",
+            "GO,Genes,Gene_Count,Term_Description\nGO:0034770,KMT5A BRCA1,2,histone H4-K20 methylation\n",
+            ("GO:0034770", "histone H4-K20 methylation", ["KMT5A", "BRCA1"]),
+        ),
+        (
+            "MsigDB.csv",
+            '"ID","Name","Count","Genes"\n"MsigDB:69","Peroxisome","2","PEX1 PEX2"\n\n\n',
+            ("MsigDB:69", "Peroxisome", ["PEX1", "PEX2"]),
+        ),
+        (
+            "NeST.tsv",
+            'NEST ID\tname_new\tGenes\nNEST:256\tMAPK signaling\t"ERBB2,HRAS"\n\n',
+            ("NEST:256", "MAPK signaling", ["ERBB2", "HRAS"]),
+        ),
+        (
+            "hu.tsv",
+            "\tGO\tGenes\tGene_Count\tTerm_Description\tLLM Name\n0\tGO:1\tA B\t2\tglucose import\tImport\n",
+            ("GO:1", "glucose import", ["A", "B"]),
+        ),
+        ("c.json", '[{"Term_ID": "T:1", "Label": "x", "gene_list": ["A", "B"]}]', ("T:1", "x", ["A", "B"])),
+        # the exact name wins over its aliases
+        ("d.jsonl", '{"id": 7, "GO": "GO:7", "name": "x", "Name": "y", "genes": "A"}', ("7", "x", ["A"])),
+    ],
+)
+def test_published_headers(name, content, expected, tmp_path):
+    file = tmp_path / name
+    file.write_text(content)
+    assert tuple(read_gene_sets(file)[["id", "name", "genes"]].iloc[0]) == expected
+
+
+def test_definition_is_kept_and_gzip_is_read(tmp_path):
+    file = tmp_path / "t.csv.gz"
+    file.write_bytes(gzip.compress(b"id,name,genes,Definition,n\n1,x,A B,What x is.,2\n"))
+    table = read_gene_sets(file)
+    assert table.columns.tolist() == ["id", "name", "genes", "definition", "n"]
+    assert table["definition"].tolist() == ["What x is."]
+    file.write_bytes(file.read_bytes()[:-12])
+    with pytest.raises(ValueError, match="t.csv.gz: cannot be read as csv: Compressed file ended"):
+        read_gene_sets(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"GO,ID,name,genes\n1,2,x,A\n", r"the columns \['GO', 'ID'\] could all be 'id'; rename"),
+        ("a.csv", b"ID,Name,Size\n1,x,3\n", r"no column \['genes'\].*'genes' may also be gene_list, symbols"),
+        ("a.csv", "id,name,genes\n1,caf\u00e9,A\n".encode("latin-1"), "cannot be read as csv: 'utf-8' codec"),
+        ("a.json", b"5", "cannot be read as json"),
+        ("a.json", b'"text"', "cannot be read as json"),
+        ("a.json", b"[1, 2]", "no column"),
+        ("a.parquet.gz", b"", "unknown kind of table '.gz'"),
+    ],
+)
+def test_bad_headers_and_bytes(name, content, words, tmp_path):
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: .*{words}") as error:
+        read_gene_sets(file)
+    assert "\n" not in str(error.value)
+
+
+def test_truncated_parquet(tmp_path):
+    file = tmp_path / "t.parquet"
+    write_parquet(file, sets(("1", "x", "A B")))
+    for size in (200, file.stat().st_size - 4):
+        file.write_bytes(file.read_bytes()[:size])
+        with pytest.raises(ValueError, match="t.parquet: cannot be read as parquet"):
+            read_gene_sets(file)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_gmt(zipped, tmp_path):
+    """A term may end in its GO id, as Enrichr writes it, or be in MSigDB's capitals; weights and repeats go."""
+    text = "DNA repair (GO:0006281)\t\tMLH1,1.0\tMSH2,1.0\nGOBP_DNA_REPLICATION\thttp://a/b\tPCNA\tMCM2\tPCNA\t\r\n\n"
+    file = tmp_path / f"library.gmt{'.gz' * zipped}"
+    file.write_bytes(gzip.compress(text.encode()) if zipped else text.encode())
+    assert read_gmt(file).values.tolist() == [
+        ["GO:0006281", "DNA repair", None, ["MLH1", "MSH2"]],
+        ["GOBP_DNA_REPLICATION", "DNA REPLICATION", None, ["PCNA", "MCM2"]],
+    ]
+    assert read_gene_sets(file).equals(read_gmt(file))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"A\td\tG1\nB\tG1\n", "g.gmt, line 2: has 2 columns; a GMT line is"),
+        (b"A\td\tG1\n\nA\td\tG2\n", "g.gmt, line 3: repeats the term of line 1, 'A'"),
+        (b"x (GO:0000001)\td\tG1\ny (GO:0000001)\td\tG2\n", "line 2: repeats the term of line 1, 'GO:0000001'"),
+        (b"A\td\t\t\n", "g.gmt, line 1: has no genes"),
+        (b"\td\tG1\n", "g.gmt, line 1: has no term"),
+        (b"", "g.gmt: is empty"),
+        (b"\n\n", "g.gmt: holds no gene set"),
+        (b"A\td\tG1\nB\td\t\xe9\n", "g.gmt, line 2: is not UTF-8"),
+        (gzip.compress(b"A\td\tG1\n", mtime=0)[:-9], "g.gmt: is truncated"),
+        (gzip.compress(b"A\td\tG1\n", mtime=0)[:-8] + b"12345678", "g.gmt: is truncated or damaged"),
+    ],
+)
+def test_bad_gmt_names_file_and_line(content, words, tmp_path):
+    (tmp_path / "g.gmt").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        read_gmt(tmp_path / "g.gmt")
+
+
+def test_missing_gmt(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no.gmt: no such file"):
+        read_gmt(tmp_path / "no.gmt")
 
 
 def test_numbers_are_taken_as_text(tmp_path):
@@ -236,9 +358,9 @@ def test_cli_bad_input_is_one_line(databases, tmp_path, capsys):
     for extra, words in (
         (["--exclude", str(tmp_path / "no.csv")], "no.csv: no such file"),
         (["--min-genes", "0"], "`min_genes=0`"),
-        (["--eval-sets", "500"], "500 gene sets asked for"),
-        (["--eval-sets", "0"], "eval: 0 gene sets asked for; ask for 1 or more"),
-        (["--eval-sets", "7"], "train: some gene sets asked for, 0 left"),
+        (["--eval-sets", "500"], "500 rows asked for"),
+        (["--eval-sets", "0"], "eval: 0 rows asked for; ask for 1 or more"),
+        (["--eval-sets", "7"], "train: some rows asked for, 0 left"),
         (["--seed", "-1"], "`seed=-1` must be 0 or more"),
     ):
         assert main([*arguments, *extra]) == 2
@@ -246,6 +368,75 @@ def test_cli_bad_input_is_one_line(databases, tmp_path, capsys):
         assert message.startswith("bft-trl: error: ")
         assert words in message
         assert not out.exists()
+
+
+def test_cli_gmt_needs_names_only(tmp_path, capsys):
+    """Eight sets, of which one is too small and one is an evaluation set in another notation."""
+    gmt, held_out, out = tmp_path / "my lib.v1.gmt", tmp_path / "held_out.gmt", tmp_path / "o"
+    lines = [f"GOBP_TERM_{i}\td\t" + "\t".join(f"G{i}{letter}" for letter in "xyz") for i in range(7)]
+    gmt.write_text("\n".join([*lines, "GOBP_SMALL\td\tA\tB"]))
+    held_out.write_text("Term 3 (GO:0000003)\td\tQ1\tQ2\n")
+    arguments = ["data", "gene-sets", "--gmt", str(gmt), "--out", str(out), "--eval-sets", "2"]
+    arguments += ["--exclude", str(held_out)]
+    assert main(arguments) == 2
+    assert "my lib.v1.gmt: no gene set has a definition, which the analysis is made of. Use --names-only" in (
+        capsys.readouterr().err
+    )
+    assert not out.exists()
+    assert main([*arguments, "--names-only"]) == 0
+    rows = pd.concat([pd.read_parquet(out / f"{name}.parquet") for name in ("train", "eval")])
+    assert sorted(rows["id"]) == [f"GOBP_TERM_{i}" for i in (0, 1, 2, 4, 5, 6)]
+    assert set(rows["source"]) == {"my lib.v1"}
+    row = rows.iloc[0]
+    assert row["completion"][0]["content"] == f"Process: {row['name']}"
+    card = (out / "README.md").read_text()
+    assert "as published by the file's author; check its licence" in card
+    assert "bft-trl data gene-sets --gmt 'my lib.v1.gmt' --out o" in card
+    assert "| held_out.gmt | 1 | 0 |" in card
+    assert hashlib.sha256(gmt.read_bytes()).hexdigest() in card
+    assert str(tmp_path) not in card
+
+
+def test_cli_table_with_definitions(tmp_path):
+    """A set without a definition is left out; a gene that is listed twice counts once."""
+    table, out = tmp_path / "t.tsv", tmp_path / "o"
+    rows = [f"T:{i}\tname {i}\tA{i},B{i},C{i}\tWhat {i} is." for i in range(4)]
+    rows += ["T:8\tname 8\tX,Y,Z\t", "T:9\tname 9\tP,Q,P\tToo small."]
+    table.write_text("\n".join(["ID\tName\tGenes\tdefinition", *rows]))
+    assert main(["data", "gene-sets", "--table", str(table), "--out", str(out), "--eval-sets", "1"]) == 0
+    written = pd.concat([pd.read_parquet(out / f"{name}.parquet") for name in ("train", "eval")])
+    assert sorted(written["id"]) == [f"T:{i}" for i in range(4)]
+    for row in written.itertuples():
+        assert row.completion[0]["content"] == f"Process: {row.name}\n\nWhat {row.id[2:]} is."
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "no source given: gene sets need exactly one source, --org-db with --go-db, --obo with --gaf, --gmt or"),
+        (["--obo", "a.obo"], "--obo given: gene sets need exactly one source"),
+        (["--gaf", "a.gaf"], "--gaf given"),
+        (["--go-db", "a.sqlite"], "--go-db given"),
+        (["--gmt", "a.gmt", "--table", "b.csv"], "--gmt --table given"),
+        (["--obo", "a", "--gaf", "b", "--gmt", "c"], "--obo --gaf --gmt given"),
+        (["--gmt", "a.gmt", "--evidence", "IDA"], "--evidence selects annotations of --gaf; --gmt has none"),
+        (["--table", "absent.csv"], "absent.csv: no such file"),
+    ],
+)
+def test_cli_takes_one_source(options, words, tmp_path, capsys):
+    assert main(["data", "gene-sets", *options, "--out", str(tmp_path / "o")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("bft-trl: error: ")
+    assert words in message
+    assert not (tmp_path / "o").exists()
+
+
+def test_sizes_of_published_sets(tmp_path):
+    file = tmp_path / "g.gmt"
+    file.write_text("A\td\tG1\nB\td\tG1\tG2\nC\td\tG1\tG2\tG3\n")
+    assert gmt_source(file, min_genes=2, max_genes=2).sets["id"].tolist() == ["B"]
+    with pytest.raises(ValueError, match="`min_genes=3` and `max_genes=2`"):
+        gmt_source(file, max_genes=2)
 
 
 # --- what ships ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bft_trl.atomic import replacing
+from bft_trl.data.lines import numbered_lines
 
 READERS = {
     ".parquet": pd.read_parquet,
@@ -18,21 +20,36 @@ READERS = {
     ".jsonl": lambda path: pd.read_json(path, orient="records", lines=True),
 }
 
+# Headers that published gene sets have (GeneAgent, NeST, Hu et al.), in lower case.
+ALIASES = {
+    "id": ("id", "go", "go_id", "term_id", "nest id", "nest_id"),
+    "name": ("name", "term_description", "term", "term_name", "name_new", "description", "label"),
+    "genes": ("genes", "gene_list", "symbols", "gene_symbols"),
+    "definition": ("definition",),
+}
+
+_GO_ID_AT_END = re.compile(r"\((GO:\d{7})\)$")
+
 
 def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """A table from parquet, CSV, TSV, JSON or JSON lines that has at least `columns` and one row.
+    """A table from parquet, CSV, TSV, JSON or JSON lines (the texts also as .gz) with at least `columns` and one row.
 
     Raises:
         FileNotFoundError, ValueError: with the file, what is wrong and what would be right.
     """
-    if path.suffix not in READERS:
+    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if kind not in READERS or path.name.endswith(".parquet.gz"):
         raise ValueError(f"{path}: unknown kind of table '{path.suffix}'. Known are {', '.join(READERS)}.")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
     try:
-        table = READERS[path.suffix](path)
-    except (ValueError, OSError) as error:  # parser errors of pandas, json and arrow are ValueErrors
-        raise ValueError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
+        table = READERS[kind](path)
+    # Parser errors of pandas, json and arrow are ValueErrors; a cut gzip file gives the last two, JSON that is no
+    # table AttributeError or TypeError.
+    except (ValueError, OSError, AttributeError, TypeError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read as {kind[1:]}: {' '.join(str(error).split())}") from error
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(f"{path}: cannot be read as {kind[1:]}: it holds no table.")
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise ValueError(f"{path}: has no column {missing}; its columns are {list(table.columns)}.")
@@ -42,11 +59,16 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
 
 
 def read_gene_sets(path: Path) -> pd.DataFrame:
-    """Gene sets from a table with the columns id, name and genes (see [`split_genes`]); ids and names are text.
+    """Gene sets from a GMT file ([`read_gmt`]) or a table with the columns id, name and genes (see [`split_genes`]).
 
-    Raises ValueError for a missing id or name, a duplicate id and a set without genes, naming the rows.
+    Columns may have the headers of [`ALIASES`], in any case, and are renamed; others stay. Ids and names are text.
+
+    Raises ValueError for a missing id or name, a duplicate id and a set without genes, naming the rows, and where two
+    columns could be meant.
     """
-    table = read_table(path, ["id", "name", "genes"])
+    if path.name.removesuffix(".gz").endswith(".gmt"):
+        return read_gmt(path)
+    table = _canonical(path, read_table(path, []))
     for column in ("id", "name"):
         rows = [str(row) for row in table.index[table[column].isna()]]
         if rows:
@@ -60,6 +82,47 @@ def read_gene_sets(path: Path) -> pd.DataFrame:
     if repeated:
         raise ValueError(f"{path}: repeated id {_some(repeated)}.")
     return table
+
+
+def read_gmt(path: Path) -> pd.DataFrame:
+    """Gene sets from a GMT file, plain or gzipped: a term, a description and genes on each line, tab-separated.
+
+    Returns:
+        id (the GO id where the term ends in one, else the term), name ([`readable_term`]), definition (None) and genes
+        (in the file's order, each once, without the weights that Enrichr writes after a comma).
+
+    Raises ValueError with file and line for fewer than 3 columns, no gene and a repeated term.
+    """
+    rows: list[dict[str, Any]] = []
+    first: dict[str, int] = {}
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            continue
+        term, *rest = line.split("\t")
+        if len(rest) < 2:
+            raise ValueError(
+                f"{path}, line {number}: has {len(rest) + 1} columns; a GMT line is a term, a description and genes, "
+                "tab-separated."
+            )
+        genes = [gene for gene in dict.fromkeys(gene.split(",")[0].strip() for gene in rest[1:]) if gene]
+        name = readable_term(term)
+        if not genes or not name:
+            raise ValueError(f"{path}, line {number}: has no {'genes' if name else 'term'}.")
+        go_id = _GO_ID_AT_END.search(term.strip())
+        key = go_id[1] if go_id else term.strip()
+        if key in first:
+            raise ValueError(f"{path}, line {number}: repeats the term of line {first[key]}, {key!r}.")
+        first[key] = number
+        rows.append({"id": key, "name": name, "definition": None, "genes": genes})
+    if not rows:
+        raise ValueError(f"{path}: holds no gene set. A GMT line is a term, a description and genes, tab-separated.")
+    return pd.DataFrame(rows)
+
+
+def readable_term(term: str) -> str:
+    """A GMT term as a name: 'GOBP_DNA_REPAIR' and 'DNA repair (GO:0006281)' give 'DNA REPAIR' and 'DNA repair'."""
+    name = term.split(" (GO:")[0].removeprefix("GOBP_")
+    return name.replace("_", " ").strip()
 
 
 def split_genes(genes: Any) -> list[str]:
@@ -76,10 +139,35 @@ def split_genes(genes: Any) -> list[str]:
     return [str(gene) for gene in genes]
 
 
+def check_sizes(min_genes: int, max_genes: int) -> None:
+    """Raises ValueError unless 1 <= min_genes <= max_genes."""
+    if not 1 <= min_genes <= max_genes:
+        raise ValueError(f"`min_genes={min_genes}` and `max_genes={max_genes}`: need 1 <= min_genes <= max_genes.")
+
+
 def write_parquet(path: Path, table: pd.DataFrame) -> None:
     """Writes a table atomically."""
     with replacing(path) as temporary:
         table.to_parquet(temporary, index=False, compression="zstd", compression_level=19)
+
+
+def _canonical(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with its columns id, name, genes and, where there is one, definition under these names."""
+    renamed, missing = {}, []
+    for role, aliases in ALIASES.items():
+        if role in table.columns:
+            continue
+        found = [column for column in table.columns if str(column).strip().lower() in aliases]
+        if len(found) > 1:
+            raise ValueError(f"{path}: the columns {found} could all be {role!r}; rename the right one to {role!r}.")
+        if found:
+            renamed[found[0]] = role
+        elif role != "definition":
+            missing.append(role)
+    if missing:
+        known = "; ".join(f"{role!r} may also be {', '.join(ALIASES[role][1:])}" for role in missing)
+        raise ValueError(f"{path}: has no column {missing}; its columns are {list(table.columns)}. {known}.")
+    return table.rename(columns=renamed)
 
 
 def _some(names: Sequence[str]) -> str:
