@@ -1,4 +1,4 @@
-"""Does the training data hold what it will be tested on? By id, by name, and by overlap of the gene sets."""
+"""Does the training data hold what it will be tested on? By id, text and phrases, and by overlap of gene sets."""
 
 import re
 from collections import Counter, defaultdict
@@ -7,11 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 import pandas as pd
 
 JACCARD = 0.8
+# Words in a row that two questions share only if one was copied; the usual length since GPT-3 (arXiv 2005.14165, C).
+PHRASE = 13
+# A phrase of more texts than this is a form of words, not content; GPT-3's rule as well.
+COMMON = 10
+REASONS = ("id", "text", "genes", "phrase")
 
 
-def normalised_name(name: str) -> str:
+def normalised_text(text: str) -> str:
     """Lower case with runs of anything but letters and digits as one space: 'DNA-repair, ' equals 'dna repair'."""
-    return re.sub(r"[\W_]+", " ", name.lower()).strip()
+    return re.sub(r"[\W_]+", " ", text.lower()).strip()
 
 
 def overlapping_sets(
@@ -37,29 +42,65 @@ def overlapping_sets(
                 yield i, j, jaccard
 
 
+def shared_phrases(texts: Sequence[str], others: Sequence[str], *, words: int = PHRASE) -> set[tuple[int, int]]:
+    """Pairs (i, j) for which `texts[i]` and `others[j]` have `words` words in a row in common, once normalised.
+
+    Phrases of more than `COMMON` different texts on one side are left aside: "which of the following ..." is no leak.
+    """
+    # Equal texts count once, or copies of one question would make its phrases common.
+    copies = _positions(texts)
+    holders: dict[str, list[str]] = defaultdict(list)
+    other_copies = _positions(others)
+    for text in other_copies:
+        for phrase in _phrases(text, words):
+            holders[phrase].append(text)
+    holders = {phrase: found for phrase, found in holders.items() if len(found) <= COMMON}
+    seen: dict[str, list[str]] = defaultdict(list)
+    for text in copies:
+        for phrase in _phrases(text, words):
+            if phrase in holders and len(seen[phrase]) <= COMMON:
+                seen[phrase].append(text)
+    pairs = {
+        (text, other)
+        for phrase, found in seen.items()
+        if len(found) <= COMMON
+        for text in found
+        for other in holders[phrase]
+    }
+    return {(i, j) for text, other in pairs for i in copies[text] for j in other_copies[other]}
+
+
 def find_leaks(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
-    """Every way in which a training set gives a test set away, one row each.
+    """Every way in which a training row gives a test row away, one row each.
 
     Args:
-        train, test: gene sets with the columns id, name, genes.
+        train, test: documents as [`bft_trl.data.documents.read_documents`] gives them, or gene sets: columns `id`
+            (None where there is none), `text` (or `name`), and, where they have them, `genes` and `body`, the whole
+            text whose phrases are compared.
 
     Returns:
-        Columns train_id, test_id, reason ("id", "name" or "genes") and jaccard (NaN unless the reason is "genes").
+        Columns train_row, test_row (counted from 0), train_id, test_id, reason (one of `REASONS`) and jaccard (NaN
+        unless the reason is "genes").
     """
-    found = []
-    for reason, keys in (("id", lambda t: t["id"].astype(str)), ("name", lambda t: t["name"].map(normalised_name))):
-        pairs = pd.merge(
-            pd.DataFrame({"key": keys(train), "train_id": train["id"]}),
-            pd.DataFrame({"key": keys(test), "test_id": test["id"]}),
-            on="key",
-        )
-        found.append(pairs[["train_id", "test_id"]].assign(reason=reason, jaccard=float("nan")))
-    overlaps = [
-        (train["id"].iloc[i], test["id"].iloc[j], "genes", jaccard)
-        for i, j, jaccard in overlapping_sets(train["genes"].tolist(), test["genes"].tolist())
+    ids = [table["id"].astype(str).where(table["id"].notna()) for table in (train, test)]
+    texts = [(table["text"] if "text" in table else table["name"]).astype(str) for table in (train, test)]
+    found = [
+        _equal("id", *ids),
+        _equal("text", *(text.map(normalised_text).replace("", None) for text in texts)),
     ]
-    found.append(pd.DataFrame(overlaps, columns=["train_id", "test_id", "reason", "jaccard"]))
-    return pd.concat([part for part in found if len(part)] or found[:1], ignore_index=True)
+    if "genes" in train and "genes" in test:
+        pairs = overlapping_sets(train["genes"].tolist(), test["genes"].tolist())
+        found.append(pd.DataFrame(pairs, columns=["train_row", "test_row", "jaccard"]).assign(reason="genes"))
+    else:  # names of processes have long phrases in common that give nothing away
+        bodies = [table.get("body", text) for table, text in zip((train, test), texts, strict=True)]
+        phrases = sorted(shared_phrases(bodies[0].tolist(), bodies[1].tolist()))
+        found.append(pd.DataFrame(phrases, columns=["train_row", "test_row"]).assign(reason="phrase"))
+    leaks = pd.concat([part for part in found if len(part)] or found[:1], ignore_index=True)
+    leaks = leaks.reindex(columns=["train_row", "test_row", "reason", "jaccard"]).astype({"jaccard": float})
+    names = [table["id"].where(table["id"].notna(), "row " + table.index.astype(str)) for table in (train, test)]
+    leaks.insert(2, "train_id", names[0].to_numpy()[leaks["train_row"].astype(int)])
+    leaks.insert(3, "test_id", names[1].to_numpy()[leaks["test_row"].astype(int)])
+    return leaks
 
 
 def connected_sets(table: pd.DataFrame) -> list[list[int]]:
@@ -76,9 +117,30 @@ def connected_sets(table: pd.DataFrame) -> list[list[int]]:
     for i, j, _ in overlapping_sets(genes, genes):
         parent[root(i)] = root(j)
     first: dict[str, int] = {}
-    for i, name in enumerate(table["name"].map(normalised_name)):
+    for i, name in enumerate(table["name"].map(normalised_text)):
         parent[root(i)] = root(first.setdefault(name, i))
     groups = defaultdict(list)
     for i in range(len(table)):
         groups[root(i)].append(i)
     return list(groups.values())
+
+
+def _equal(reason: str, train: pd.Series, test: pd.Series) -> pd.DataFrame:
+    """Pairs of rows with the same value; missing values equal nothing."""
+    tables = [
+        pd.DataFrame({"key": column.to_numpy(), row: range(len(column))}).dropna()
+        for column, row in ((train, "train_row"), (test, "test_row"))
+    ]
+    return pd.merge(*tables, on="key")[["train_row", "test_row"]].assign(reason=reason)
+
+
+def _positions(texts: Sequence[str]) -> dict[str, list[int]]:
+    found = defaultdict(list)
+    for i, text in enumerate(texts):
+        found[normalised_text(text)].append(i)
+    return found
+
+
+def _phrases(text: str, words: int) -> set[str]:
+    split = text.split()
+    return {" ".join(split[i : i + words]) for i in range(len(split) - words + 1)}

@@ -22,7 +22,7 @@ MMLU_SUBJECTS = (
 )
 _PUBMEDQA = "https://raw.githubusercontent.com/pubmedqa/pubmedqa/1cbae8e92f72f20c8d3747cbb3bf5bc53554d997/data"
 _NO_OPTIONS = {"yes": "", "no": "", "maybe": ""}  # PubMedQA's labels say all
-# What a question is made of. `options` are empty texts where the labels say all; without labels, `answer` is free text.
+# What a question is made of. Options are empty where the labels say all; without labels, the answer is free text.
 COLUMNS = ("id", "question", "context", "labels", "options", "answer", "explanation")
 
 
@@ -164,7 +164,7 @@ def as_questions(
             raise ValueError(f"{where}: has none of the subjects {', '.join(MMLU_SUBJECTS)}.")
     if source == "medmcqa" and drop_unanswered:
         table = table[table["cop"] >= 0].reset_index(drop=True)
-    defaults = {"context": "", "labels": [], "options": [], "explanation": None}
+    defaults: dict[str, Any] = {"context": "", "labels": [], "options": [], "explanation": None}
     rows = []
     for i, row in enumerate(table.to_dict("records")):
         try:
@@ -191,9 +191,7 @@ def question_row(question: Mapping[str, Any], *, source: str, reasoning: bool = 
     explanation = (question["explanation"] or "") if reasoning else ""
     if len(question["labels"]):
         choices = dict(zip(question["labels"], question["options"], strict=True))
-        prompt = choice_prompt(
-            question["question"], choices, context=question["context"], reasoning=bool(explanation)
-        )
+        prompt = choice_prompt(question["question"], choices, context=question["context"], reasoning=bool(explanation))
         completion = choice_answer(question["answer"], reasoning=explanation)
     else:
         prompt = question["question"]

@@ -1,0 +1,62 @@
+"""`bft-trl data check`: leakage of whole files into others, reported, and removed on request."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bft_trl.atomic import replacing
+from bft_trl.data.documents import read_documents
+from bft_trl.data.leakage import REASONS, find_leaks
+from bft_trl.data.tables import write_parquet
+
+logger = logging.getLogger(__name__)
+
+
+def check_leakage(train: Sequence[Path], against: Sequence[Path], *, drop: Path | None = None) -> pd.DataFrame:
+    """Every way in which a row of `train` gives a row of `against` away: train, against, and [`find_leaks`]' columns.
+
+    Args:
+        train: files of training data, of any kind that [`read_documents`] knows.
+        against: files of evaluation data.
+        drop: folder for each training file without the rows that leak, as `<name>.parquet`, and for `leaks.csv`.
+
+    Raises FileNotFoundError or ValueError for files that cannot be used, before anything is written.
+    """
+    if drop is not None and len({path.stem for path in train}) < len(train):
+        raise ValueError(f"`train`: two files of one name cannot both go into {drop}.")
+    if drop is not None and drop.resolve() in {path.parent.resolve() for path in train}:
+        raise ValueError(f"`drop={str(drop)!r}` holds a training file, which would be written over.")
+    tests = [(path, read_documents(path)[1]) for path in against]
+    found = []
+    kept = {}
+    for path in train:
+        table, documents = read_documents(path)
+        leaked: set[int] = set()
+        for test_path, test in tests:
+            leaks = find_leaks(documents, test)
+            leaked |= set(leaks["train_row"])
+            counts = leaks.groupby("reason")["test_row"].nunique().reindex(REASONS, fill_value=0)
+            logger.info(
+                "%s against %s: %d of %d training rows leak %d of %d (%s)",
+                path,
+                test_path,
+                leaks["train_row"].nunique(),
+                len(documents),
+                leaks["test_row"].nunique(),
+                len(test),
+                ", ".join(f"{count} by {reason}" for reason, count in counts.items()),
+            )
+            found.append(leaks.assign(train=path.name, against=test_path.name))
+        kept[path.stem] = table.drop(index=table.index[sorted(leaked)]).reset_index(drop=True)
+        if drop is not None and kept[path.stem].empty:
+            raise ValueError(f"{path}: every row leaks; nothing would be left.")
+    report = pd.concat(found, ignore_index=True)
+    if drop is not None:
+        for name, table in kept.items():
+            write_parquet(drop / f"{name}.parquet", table)
+            logger.info("%s.parquet: %d rows kept", drop / name, len(table))
+        with replacing(drop / "leaks.csv") as temporary:
+            report.to_csv(temporary, index=False)
+    return report

@@ -1,0 +1,380 @@
+"""Medical questions from every published form, as training rows, and the data that an evaluation downloads."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from bft_trl.cli import main
+from bft_trl.data import download, evaluation_sets, medical
+from bft_trl.data.documents import asked, read_documents
+from bft_trl.data.download import content_hash, fetch, hub_table
+from bft_trl.data.evaluation_sets import load_background, load_evaluation_sets
+from bft_trl.data.leakage import find_leaks, shared_phrases
+from bft_trl.data.medical import as_questions, load_questions, question_row
+from bft_trl.prompts import parse_choice
+
+MEDQA = {"id": "train-1", "sent1": "A man coughs.", "sent2": "", "label": 2} | {
+    f"ending{i}": f"e{i}" for i in range(4)
+}
+MEDMCQA = {"id": "m1", "question": "Which nerve?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 1}
+PUBMEDQA = {"id": "123", "QUESTION": "Does it help?", "CONTEXTS": ["We asked.", "It did."], "final_decision": "maybe"}
+MMLU = {"question": "What is it?", "subject": "anatomy", "choices": ["w", "x", "y", "z"], "answer": 3}
+O1 = {"Question": "Why fever?", "Complex_CoT": "Hm, cytokines.", "Response": "Because of IL-6."}
+
+
+def write(folder, name, *rows):
+    folder.mkdir(exist_ok=True)
+    pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+# --- one form --------------------------------------------------------------------------------------------------------
+
+
+def test_medqa(tmp_path):
+    (row,) = load_questions("medqa", data_dir=write(tmp_path, "medqa_test", MEDQA)).to_dict("records")
+    assert row == {
+        "id": "train-1",
+        "question": "A man coughs.",
+        "context": "",
+        "labels": ["A", "B", "C", "D"],
+        "options": ["e0", "e1", "e2", "e3"],
+        "answer": "C",
+        "explanation": None,
+    }
+
+
+def test_medmcqa_is_evaluated_on_its_validation_split(tmp_path):
+    folder = write(tmp_path, "medmcqa_validation", MEDMCQA | {"exp": " Because. "}, MEDMCQA | {"id": "m2", "cop": -1})
+    with pytest.raises(ValueError, match=r"medmcqa_validation.parquet: row 1 .*answer -1 is not one of 0 to 3"):
+        load_questions("medmcqa", data_dir=folder)
+    (row,) = load_questions("medmcqa", data_dir=folder, drop_unanswered=True).to_dict("records")
+    assert (row["answer"], row["explanation"]) == ("B", "Because.")
+
+
+def test_pubmedqa(tmp_path):
+    folder = write(tmp_path, "pubmedqa_test", PUBMEDQA | {"LONG_ANSWER": "It may."})
+    (row,) = load_questions("pubmedqa", data_dir=folder).to_dict("records")
+    assert (row["context"], row["answer"], row["explanation"]) == ("We asked.\nIt did.", "maybe", "It may.")
+    assert (row["labels"], row["options"]) == (["yes", "no", "maybe"], ["", "", ""])
+
+
+def test_mmlu_keeps_its_medical_subjects(tmp_path):
+    folder = write(tmp_path, "mmlu_medical_test", MMLU, MMLU | {"subject": "philosophy"})
+    (row,) = load_questions("mmlu_medical", data_dir=folder).to_dict("records")
+    assert (row["answer"], row["id"]) == ("D", "mmlu_medical-test-0")
+    write(tmp_path, "mmlu_medical_test", MMLU | {"subject": "philosophy"})
+    with pytest.raises(ValueError, match="has none of the subjects anatomy"):
+        load_questions("mmlu_medical", data_dir=folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "row", "words"),
+    [
+        ("medqa", MEDQA | {"label": 4}, "answer 4 is not one of 0 to 3"),
+        ("medqa", MEDQA | {"label": None}, "answer None is not one"),
+        ("medqa", MEDQA | {"sent1": None}, "has no question"),
+        ("pubmedqa", PUBMEDQA | {"final_decision": "perhaps"}, "'perhaps' is not yes, no or maybe"),
+        ("pubmedqa", PUBMEDQA | {"CONTEXTS": None}, "row 0"),
+        ("mmlu_medical", MMLU | {"choices": ["w"]}, "`options` has 1 entries"),
+        ("mmlu_medical", MMLU | {"answer": "B"}, "answer 'B' is not one of 0 to 3"),
+        ("medical_o1", O1 | {"Question": " "}, "has no question"),
+    ],
+)
+def test_a_bad_row_is_named(source, row, words):
+    with pytest.raises(ValueError, match=f"FILE: row 0 .*{words}|FILE: {words}"):
+        as_questions(pd.DataFrame([row]), source, where="FILE")
+
+
+def test_bad_files_name_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no medqa_test.parquet"):
+        load_questions("medqa", data_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"`data_dir=.*no such folder"):
+        load_questions("medqa", data_dir=tmp_path / "no")
+    write(tmp_path, "medqa_test", {"id": 1})
+    with pytest.raises(ValueError, match=r"medqa_test.parquet: has no column \['sent1'"):
+        load_questions("medqa", data_dir=tmp_path)
+    whole = (tmp_path / "medqa_test.parquet").read_bytes()
+    (tmp_path / "medqa_test.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="medqa_test.parquet: cannot be read as parquet"):
+        load_questions("medqa", data_dir=tmp_path)
+    with pytest.raises(ValueError, match="`source='x'` is not known"):
+        load_questions("x", data_dir=tmp_path)
+    write(tmp_path, "medqa_test", MEDQA, MEDQA)
+    with pytest.raises(ValueError, match="medqa_test.parquet: repeated id train-1"):
+        load_questions("medqa", data_dir=tmp_path)
+
+
+# --- training rows ---------------------------------------------------------------------------------------------------
+
+
+def test_rows_have_the_prompts_of_the_evaluation():
+    (question,) = as_questions(pd.DataFrame([MEDMCQA | {"exp": "It is b."}]), "medmcqa", where="x").to_dict("records")
+    row = question_row(question, source="medmcqa")
+    assert row["prompt"][0]["content"].endswith('Think step by step, then write "Answer: <letter>" on the last line.')
+    assert row["completion"][0]["content"] == "It is b.\n\nAnswer: B"
+    short = question_row(question, source="medmcqa", reasoning=False)
+    assert short["completion"][0]["content"] == "Answer: B"
+    assert short["prompt"][0]["content"].endswith('Write "Answer: <letter>" and nothing else.')
+    assert parse_choice(row["completion"][0]["content"], "ABCD") == "B"
+    (free,) = as_questions(pd.DataFrame([O1]), "medical_o1", where="x").to_dict("records")
+    row = question_row(free, source="medical_o1")
+    assert row["prompt"] == [{"role": "user", "content": "Why fever?"}]
+    assert row["completion"][0]["content"] == "Hm, cytokines.\n\nBecause of IL-6."
+    assert question_row(free, source="x", reasoning=False)["completion"][0]["content"] == "Because of IL-6."
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve MedMCQA questions, of which two are equal, and eight of PubMedQA."""
+    rows = [MEDMCQA | {"id": f"m{i}", "question": f"Which nerve {i % 11}?", "exp": "So."} for i in range(12)]
+    write(tmp_path / "data", "medmcqa_train", *rows)
+    rows = [PUBMEDQA | {"id": str(i), "QUESTION": f"Does {i} help?", "LONG_ANSWER": None} for i in range(8)]
+    return write(tmp_path / "data", "pubmedqa_train", *rows)
+
+
+def test_training_data_end_to_end(folder, tmp_path, caplog):
+    caplog.set_level("INFO")
+    held_out = tmp_path / "held_out.csv"
+    pd.DataFrame(
+        [{"question": "which NERVE, 3", "opa": "", "opb": "", "opc": "", "opd": "", "cop": 0, "id": "x"}]
+    ).to_csv(held_out, index=False)
+    command = ["data", "medical", "--sources", "medmcqa", "pubmedqa", "--data-dir", str(folder), "--eval-rows", "5"]
+    command += ["--exclude", str(held_out), "--out"]
+    assert main([*command, str(tmp_path / "a")]) == 0
+    train, held = (pd.read_parquet(tmp_path / "a" / f"{name}.parquet") for name in ("train", "eval"))
+    assert (len(train), len(held)) == (14, 5)  # 20 without the one that leaks
+    assert list(train.columns) == ["id", "source", "question", "prompt", "completion"]
+    assert set(train["question"]) & set(held["question"]) == set()
+    assert "m3" not in {*train["id"], *held["id"]}
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "| held_out.csv | 1 | 0 |" in card
+    assert "medmcqa: 11 rows, MIT" in card
+    assert str(tmp_path) not in card
+    assert main([*command, str(tmp_path / "b")]) == 0
+    assert (tmp_path / "b" / "train.parquet").read_bytes() == (tmp_path / "a" / "train.parquet").read_bytes()
+    assert main([*command, str(tmp_path / "c"), "--seed", "1"]) == 0
+    assert (tmp_path / "c" / "train.parquet").read_bytes() != (tmp_path / "a" / "train.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["--sources", "nothing"], "`sources`: 'nothing' is not known"),
+        (["--sources", "medmcqa", "medmcqa"], "name each data set once"),
+        (["--sources", "medmcqa:test"], "has no medmcqa_test.parquet"),
+        (["--sources", "medmcqa", "--eval-rows", "50"], "eval: 50 rows asked for"),
+        (["--sources", "medmcqa", "--seed", "-1"], "`seed=-1`"),
+        (["--sources", "medmcqa", "--exclude", "no.csv"], "no.csv: no such file"),
+    ],
+)
+def test_bad_input_of_the_builder_writes_nothing(extra, words, folder, tmp_path, capsys):
+    assert main(["data", "medical", "--data-dir", str(folder), "--out", str(tmp_path / "o"), *extra]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+# --- leakage ---------------------------------------------------------------------------------------------------------
+
+
+def test_shared_phrases_by_hand():
+    """Thirteen words in common are a leak, twelve are none; case and punctuation do not count."""
+    thirteen = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    train = [f"Before. {thirteen.upper()}, after", "one two three four five six seven eight nine ten eleven twelve"]
+    assert shared_phrases(train, [f"x {thirteen}"]) == {(0, 0)}
+    assert shared_phrases(train, ["nothing", thirteen, thirteen]) == {(0, 1), (0, 2)}
+
+
+def test_a_common_form_of_words_is_no_leak():
+    """The same 13 words in 11 different texts are a form; in 10, or in copies of one text, they are not."""
+    form = "which of the following statements about this patient is the most likely one here"
+    assert shared_phrases([f"{form} {i}" for i in range(11)], [f"{form} x"]) == set()
+    assert len(shared_phrases([f"{form} {i}" for i in range(10)], [f"{form} x"])) == 10
+    assert len(shared_phrases([form] * 30, [f"{form} x"])) == 30
+
+
+def test_documents_of_every_kind(tmp_path):
+    write(tmp_path, "medqa", MEDQA)
+    write(tmp_path, "mmlu", MMLU, MMLU | {"subject": "law"})
+    write(tmp_path, "pubmedqa", PUBMEDQA)
+    prompt = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Does it help?"}]
+    answer = [{"role": "assistant", "content": "Yes."}]
+    write(tmp_path, "trl", {"prompt": prompt, "completion": answer})
+    write(tmp_path, "messages", {"messages": [*prompt, *answer]})
+    write(tmp_path, "plain", {"prompt": "Does it help?", "completion": "Yes."})
+    read = {path.stem: read_documents(path)[1] for path in tmp_path.glob("*.parquet")}
+    assert read["medqa"]["id"].tolist() == ["train-1"]
+    assert read["mmlu"]["id"].tolist() == [None]
+    assert read["pubmedqa"]["body"].tolist() == ["We asked.\nIt did. Does it help?"]
+    for name in ("trl", "messages", "plain"):
+        assert read[name]["text"].tolist() == ["Does it help?"]
+        assert find_leaks(read[name], read["pubmedqa"])["reason"].tolist() == ["text"]
+        assert find_leaks(read[name], read["pubmedqa"])["train_id"].tolist() == ["row 0"]
+    assert asked([{"role": "assistant", "content": "x"}]) == ""
+    write(tmp_path, "odd", {"a": 1})
+    with pytest.raises(ValueError, match="odd.parquet: holds neither gene sets nor questions"):
+        read_documents(tmp_path / "odd.parquet")
+
+
+def test_check_and_drop(tmp_path, capsys):
+    write(tmp_path, "train", MEDMCQA, MEDMCQA | {"id": "m2", "question": "Which vein?"})
+    write(tmp_path, "test", MEDMCQA | {"id": "other", "question": "which nerve"})
+    command = [
+        "data",
+        "check",
+        "--train",
+        str(tmp_path / "train.parquet"),
+        "--against",
+        str(tmp_path / "test.parquet"),
+    ]
+    assert main(command) == 1
+    assert main([*command, "--drop", str(tmp_path / "clean")]) == 0
+    assert pd.read_parquet(tmp_path / "clean" / "train.parquet")["id"].tolist() == ["m2"]
+    leaks = pd.read_csv(tmp_path / "clean" / "leaks.csv")
+    assert leaks[["train_id", "test_id", "reason", "train", "against"]].values.tolist() == [
+        ["m1", "other", "text", "train.parquet", "test.parquet"]
+    ]
+    clean = ["data", "check", "--train", str(tmp_path / "clean" / "train.parquet"), *command[4:]]
+    assert main(clean) == 0
+    assert main([*command, "--drop", str(tmp_path)]) == 2
+    assert "would be written over" in capsys.readouterr().err
+    same = ["data", "check", "--train", str(tmp_path / "train.parquet"), "--against", str(tmp_path / "train.parquet")]
+    assert main([*same, "--drop", str(tmp_path / "none")]) == 2
+    assert "every row leaks" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+# --- downloads -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def online(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def served(tmp_path, online):
+    """A publisher on this machine: a folder, and the address at which its files are."""
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    (tmp_path / "site").mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "site")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield tmp_path / "site", f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_download_is_kept_and_its_hash_recorded(served, tmp_path):
+    site, address = served
+    (site / "a.csv").write_text("one")
+    cache = tmp_path / "cache"
+    path = fetch(f"{address}/a.csv", cache=cache)
+    assert path.read_text() == "one"
+    # the known SHA-256 of "one"
+    expected = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
+    assert json.loads((cache / "downloads.json").read_text()) == {f"{address}/a.csv": expected}
+    (site / "a.csv").write_text("two")
+    assert fetch(f"{address}/a.csv", cache=cache).read_text() == "one"  # not asked again
+    path.write_text("damaged")
+    with pytest.raises(
+        ValueError, match=r"a.csv: not what was downloaded first .*delete its line from .*downloads.json"
+    ):
+        fetch(f"{address}/a.csv", cache=cache)
+    (site / "a.csv").write_text("one")
+    assert fetch(f"{address}/a.csv", cache=cache).read_text() == "one"  # mended
+
+
+def test_a_known_hash_is_checked(served, tmp_path):
+    site, address = served
+    (site / "a.csv").write_text("two")
+    with pytest.raises(ValueError, match="not what was downloaded first"):
+        fetch(f"{address}/a.csv", sha256="0" * 64, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*a.csv"))
+
+
+def test_what_is_not_there_is_an_os_error(served, tmp_path, monkeypatch):
+    with pytest.raises(OSError, match="404"):
+        fetch(f"{served[1]}/absent.csv", cache=tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="HF_HUB_OFFLINE forbids a download"):
+        fetch(f"{served[1]}/a.csv", cache=tmp_path / "cache")
+
+
+def test_the_hub_is_read_by_datasets_and_checked(tmp_path, monkeypatch):
+    """A folder takes the place of a Hub id: the same call of load_dataset reads it."""
+    write(tmp_path / "repo", "train", MEDMCQA)
+    table = hub_table(str(tmp_path / "repo"), None, "train", cache=tmp_path / "cache")
+    assert table["cop"].tolist() == [1]
+    write(tmp_path / "repo", "train", MEDMCQA | {"cop": 2})
+    with pytest.raises(ValueError, match="not what was downloaded first"):
+        hub_table(str(tmp_path / "repo"), None, "train", cache=tmp_path / "cache")
+    with pytest.raises(OSError, match="cannot be loaded from the Hub"):
+        hub_table("no-such-owner/no-such-data", None, "train", cache=tmp_path / "cache")
+
+
+def test_pubmedqa_from_its_publisher(served, tmp_path, monkeypatch):
+    """The official test ids make the test split, the others are for training."""
+    site, address = served
+    rows = {str(i): {"QUESTION": f"Does {i}?", "CONTEXTS": ["c"], "final_decision": "no"} for i in range(3)}
+    (site / "ori_pqal.json").write_text(json.dumps(rows))
+    (site / "test_ground_truth.json").write_text('{"1": "no"}')
+    monkeypatch.setattr(medical, "_PUBMEDQA", address)
+    monkeypatch.setattr(download, "_default_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(medical, "KNOWN", {})
+    assert load_questions("pubmedqa")["id"].tolist() == ["1"]
+    assert load_questions("pubmedqa", split="train")["id"].tolist() == ["0", "2"]
+    monkeypatch.setattr(medical, "KNOWN", {("pubmedqa", "test"): "other"})
+    with pytest.raises(ValueError, match="PubMedQA, test: other questions than expected"):
+        load_questions("pubmedqa")
+
+
+def test_gene_sets_from_their_publisher(served, tmp_path, monkeypatch):
+    """In the three forms in which GeneAgent publishes them."""
+    site, address = served
+    (site / "GO_terms.csv").write_text("GO,Genes,Gene_Count,Term_Description\nGO:1,A B,2,dna repair\n")
+    (site / "NeST.tsv").write_text('NEST ID\tname_new\tGenes\nNEST:256\tMAPK signaling\t"A,B"\n')
+    (site / "MsigDB.csv").write_text('"ID","Name","Count","Genes"\n"MsigDB:69","Peroxisome","2","A B"\n')
+    files = {"go": "GO_terms.csv", "nest": "NeST.tsv", "msigdb": "MsigDB.csv"}
+    monkeypatch.setattr(evaluation_sets, "PUBLISHED", {name: f"{address}/{file}" for name, file in files.items()})
+    monkeypatch.setattr(download, "_default_cache", lambda: tmp_path / "cache")
+    with pytest.raises(ValueError, match="other gene sets than expected"):
+        load_evaluation_sets("go")
+    monkeypatch.setattr(evaluation_sets, "KNOWN", {})
+    names = [load_evaluation_sets(name).to_dict("records") for name in files]
+    assert [row["name"] for (row,) in names] == ["dna repair", "MAPK signaling", "Peroxisome"]
+    assert all(row["genes"] == ["A", "B"] for (row,) in names)
+    assert load_evaluation_sets("nest")["source"].tolist() == ["nest"]
+
+
+def test_addresses_name_a_commit():
+    for url in [*evaluation_sets.PUBLISHED.values(), evaluation_sets.BACKGROUND, medical._PUBMEDQA]:
+        assert re.search(r"/[0-9a-f]{40}/", url)
+
+
+def test_background_names(tmp_path):
+    (tmp_path / "names.txt").write_text("dna repair\n\ncell cycle\ndna repair\n")
+    assert load_background(tmp_path / "names.txt") == ["dna repair", "cell cycle"]
+    (tmp_path / "hu.csv").write_text("GO,Term_Description\n1,dna repair\n")
+    assert load_background(tmp_path / "hu.csv") == ["dna repair"]
+    write(tmp_path, "go_background_terms", {"id": "1", "name": "ageing"})
+    assert load_background(data_dir=tmp_path) == ["ageing"]
+    (tmp_path / "empty.txt").write_text("\n")
+    for name, words in (("empty.txt", "holds no name"), ("no.txt", "no such file"), ("no.csv", "no such file")):
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            load_background(tmp_path / name)
+    (tmp_path / "x.csv").write_text("a\n1\n")
+    with pytest.raises(ValueError, match="has no column 'name'"):
+        load_background(tmp_path / "x.csv")
+    with pytest.raises(ValueError, match="`name='x'` is not known"):
+        load_evaluation_sets("x")
+
+
+def test_content_hash_is_of_the_rows():
+    table = pd.DataFrame([{"a": ["x"], "b": 1}, {"a": [], "b": 2}])
+    assert content_hash(table) == content_hash(table.iloc[::-1]) != content_hash(table.head(1))
