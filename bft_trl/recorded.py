@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from bft_trl.atomic import write_text
 from bft_trl.data.evaluation_sets import load_background
-from bft_trl.data.tables import read_table, split_genes, write_parquet
-from bft_trl.scoring.floors import enrichment_floor, is_go_library, name_floors
+from bft_trl.data.tables import read_gmt, read_table, split_genes, write_parquet
+from bft_trl.scoring.floors import enrichment_floor, name_floors
 from bft_trl.scoring.names import SCORER_VERSION, Background, TextEncoder, recorded_name, score_names
 
 logger = logging.getLogger(__name__)
@@ -57,12 +57,15 @@ def score_recorded(
         dealt = name_floors(truth["name"].tolist(), rng=np.random.default_rng(seed))
         answers |= {(f"floor: {name}", "floor"): _as_answers(truth, given) for name, given in dealt.items()}
     if gmt is not None:
-        oracle = is_go_library(gmt) and truth.index.str.startswith("GO:").any()
+        library = read_gmt(gmt)
+        # Terms of MSigDB's and Enrichr's GO libraries.
+        oracle = library["id"].str.startswith(("GO:", "GOBP_")).any() and truth.index.str.startswith("GO:").any()
         label = f"oracle: {gmt.name} (a GO library on GO sets)" if oracle else f"floor: enrichment, {gmt.name}"
-        found = enrichment_floor(truth["genes"].tolist(), gmt)
+        found = enrichment_floor(truth["genes"].tolist(), dict(zip(library["name"], library["genes"], strict=True)))
         answers[label, "oracle" if oracle else "floor"] = _as_answers(truth, found)
 
-    loaded, ranked, settings = None, None, {"encoder": encoder, "encoder_fingerprint": None}
+    loaded, ranked = None, None
+    settings = {"encoder": encoder, "background": background and str(background), "encoder_fingerprint": None}
     if encoder is not None:
         loaded, ranked = scorers(encoder, background_names)
         settings["encoder_fingerprint"] = loaded.fingerprint

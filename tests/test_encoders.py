@@ -88,7 +88,7 @@ def test_vectors_are_computed_once(tmp_path, monkeypatch):
     build_bert(tmp_path / "a")
     encoder = Encoder(str(tmp_path / "a"))
     vectors, content = cached_vectors(encoder, TEXTS, cache=tmp_path / "cache")
-    other, other_content = cached_vectors(encoder, TEXTS[:2], cache=tmp_path / "cache")
+    _, other_content = cached_vectors(encoder, TEXTS[:2], cache=tmp_path / "cache")
     assert content != other_content
     assert len(list((tmp_path / "cache").iterdir())) == 2
     monkeypatch.setattr(encoder, "encode", None)  # from here on only the file can answer

@@ -177,7 +177,8 @@ def test_all_groups_run_from_a_wheel(world, tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     shutil.rmtree(source)
     code = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import bft_trl.cli; from bft_trl.evaluation import tasks_path\n"
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import bft_trl.cli\n"
+        "from bft_trl.evaluation import tasks_path\n"
         "assert str(tasks_path()).startswith(sys.path[0]); sys.exit(bft_trl.cli.main())"
     )
     command = [sys.executable, "-c", code, str(site), *eval_command(world, tmp_path / "out")]

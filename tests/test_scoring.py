@@ -17,18 +17,14 @@ from bft_trl.scoring.floors import (
     CONSTANT,
     choice_floors,
     enrichment_floor,
-    is_go_library,
     name_floors,
-    readable_term,
 )
 from bft_trl.scoring.multiple_choice import choice_scores
 from bft_trl.scoring.names import Background, recorded_name, score_names
 from bft_trl.scoring.rouge import cleaned_answer, cleaned_reference, rouge_scores
 from bft_trl.scoring.similarity import background_percentile, cosine_similarity
 
-WORDS = (
-    "regulation of DNA repair, cell-cycle positive mRNA (nuclear) transport IL-2/STAT5 signalling processes".split()
-)
+WORDS = "regulation of DNA repair, cell-cycle positive mRNA (nuclear) transport IL-2/STAT5 signalling".split()  # noqa: SIM905
 
 
 def f_measure(common, a, b):
@@ -191,15 +187,11 @@ def test_choice_floors():
     assert floors["most frequent answer"].tolist() == [1, 0, 1]
 
 
-def test_enrichment_finds_the_planted_term(tmp_path):
-    gmt = tmp_path / "lib.gmt"
-    background = "\t".join(f"G{i}" for i in range(40))
-    gmt.write_text(f"GOBP_DNA_REPAIR\tx\tA\tB\tC\tD\nEverything\tx\tA\tB\tC\tD\tE\t{background}\n")
-    assert enrichment_floor([["a", "B", "C"], ["UNKNOWN"]], gmt) == ["DNA REPAIR", ""]
-    assert is_go_library(gmt)
-    assert readable_term("DNA repair (GO:0006281)") == "DNA repair"
-    with pytest.raises(FileNotFoundError, match=r"absent.gmt'`: no such file"):
-        enrichment_floor([["A"]], tmp_path / "absent.gmt")
+def test_enrichment_finds_the_planted_term():
+    """Of 45 genes, A to D make a term of their own; the other term holds all."""
+    background = [f"G{i}" for i in range(40)]
+    library = {"DNA repair": list("ABCD"), "everything": [*"abcde", *background]}
+    assert enrichment_floor([["a", "B", "C"], ["UNKNOWN"]], library) == ["DNA repair", ""]
 
 
 # --- multiple choice -------------------------------------------------------------------------------------------------
@@ -225,7 +217,7 @@ def test_enrichment_finds_the_planted_term(tmp_path):
         ("Answer: E", None),
         ("I like A", None),
         ("", None),
-        ("答案：B", None),
+        ("答案: B", None),
         ("x" * 100_000, None),
     ],
 )
@@ -312,6 +304,7 @@ def test_score_by_hand(files, tmp_path):
     ]
     assert result["settings"] == {
         "encoder": None,
+        "background": None,
         "encoder_fingerprint": None,
         "background_fingerprint": None,
         "scorer_version": "1",
@@ -336,7 +329,7 @@ def test_score_with_a_library(files, tmp_path):
     assert models["floor: enrichment, lib.gmt"]["kind"] == "floor"
     go = tmp_path / "go.csv"
     go.write_text("id,name,genes\nGO:1,DNA repair,A B\nGO:2,cell cycle,C D\n")
-    gmt.write_text("DNA repair (GO:1)\tx\tA\tB\ncell cycle (GO:2)\tx\tC\tD\tE\n")
+    gmt.write_text("DNA repair (GO:0000001)\tx\tA\tB\ncell cycle (GO:0000002)\tx\tC\tD\tE\n")
     answers = tmp_path / "a.csv"
     answers.write_text("id,predicted_name\nGO:1,x\nGO:2,y\n")
     assert score((answers, go), tmp_path / "p", "--gmt", str(gmt)) == 0

@@ -1,8 +1,7 @@
 """What answers score that know nothing of the question: the floors beside every model."""
 
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -39,20 +38,18 @@ def choice_floors(targets: Sequence[str], n_options: Sequence[int]) -> dict[str,
     }
 
 
-def enrichment_floor(gene_sets: Sequence[Sequence[str]], gmt: Path) -> list[str]:
+def enrichment_floor(gene_sets: Sequence[Sequence[str]], library: Mapping[str, Sequence[str]]) -> list[str]:
     """The top term of an over-representation test per gene set; "" where no gene is in the library.
 
-    By gseapy against a local GMT file, background: all genes of the library. On GO sets a GO library is an oracle:
-    it holds the answers.
+    By gseapy, background: all genes of the library. On GO sets a GO library is an oracle: it holds the answers.
+
+    Args:
+        gene_sets: symbols, compared without regard to case.
+        library: term to its genes.
     """
     import gseapy
     from tqdm.auto import tqdm
 
-    if not gmt.is_file():
-        raise FileNotFoundError(f"`gmt={str(gmt)!r}`: no such file.")
-    library = gseapy.read_gmt(str(gmt))
-    if not library:
-        raise ValueError(f"{gmt}: holds no gene set. A GMT line is a name, a description and genes, tab-separated.")
     library = {name: [gene.upper() for gene in genes] for name, genes in library.items()}
     known = {gene for genes in library.values() for gene in genes}
     names = []
@@ -62,18 +59,5 @@ def enrichment_floor(gene_sets: Sequence[Sequence[str]], gmt: Path) -> list[str]
             names.append("")
             continue
         table = gseapy.enrich(gene_list=found, gene_sets=library, background=len(known), outdir=None).results
-        best = table.sort_values(["P-value", "Term"]).iloc[0]["Term"]
-        names.append(readable_term(best))
+        names.append(table.sort_values(["P-value", "Term"]).iloc[0]["Term"])
     return names
-
-
-def readable_term(term: str) -> str:
-    """A GMT term as a name: 'GOBP_DNA_REPAIR' and 'DNA repair (GO:0006281)' give 'DNA REPAIR' and 'DNA repair'."""
-    name = term.split(" (GO:")[0].removeprefix("GOBP_")
-    return name.replace("_", " ").strip()
-
-
-def is_go_library(gmt: Path) -> bool:
-    """Whether the terms of a GMT file are those of the Gene Ontology."""
-    with gmt.open(encoding="utf-8") as lines:
-        return any("GO:" in line[:500] or line.startswith("GOBP_") for line in lines)

@@ -1,0 +1,71 @@
+"""A comparison as a page: Markdown, and one HTML file that needs nothing else."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from bft_trl.report.statistics import ALPHA
+
+
+def markdown_page(result: Mapping[str, Any]) -> str:
+    """The tables of a comparison as Markdown."""
+    return _environment(autoescape=False).get_template("comparison.md.j2").render(_context(result))
+
+
+def html_page(result: Mapping[str, Any], svg: str) -> str:
+    """The comparison as HTML with the plot inside it; every text from names, tasks and data is escaped."""
+    from markupsafe import Markup
+
+    # Ours, from matplotlib, which escapes its texts; without the XML prologue, which HTML does not know.
+    plot = Markup(svg[svg.index("<svg") :])
+    return _environment(autoescape=True).get_template("comparison.html.j2").render(_context(result), plot=plot)
+
+
+def _context(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What both templates show."""
+    tasks = []
+    for task, described in result["tasks"].items():
+        metrics: dict[str, dict[str, Any]] = {}
+        for row in result["rows"]:
+            if row["task"] == task:
+                entry = metrics.setdefault(row["metric"], {"rows": [], "baseline": row["baseline_score"]})
+                entry["rows"].append(row | {"found": row["p_holm"] < ALPHA})
+        references = [row for row in result["reference_rows"] if row["task"] == task]
+        tasks.append({"name": task, "metrics": metrics, "references": references} | described)
+    everywhere = [row for row in result["reference_rows"] if row["task"] == "all"]
+    found = [row for row in result["rows"] if row["p_holm"] < ALPHA]
+    return dict(result) | {"tasks": tasks, "everywhere": everywhere, "found": found, "alpha": ALPHA}
+
+
+def _environment(*, autoescape: bool) -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("bft_trl.report", package_path="."),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "signed": _signed, "p": _p, "cell": _cell}
+    return environment
+
+
+def _number(value: float | None) -> str:
+    """Three decimals for scores in [0, 1], one for percentiles and counts; a dash where there is none."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if abs(value) < 1.5 else f"{value:.1f}".removesuffix(".0")
+
+
+def _signed(value: float) -> str:
+    return f"{'+' if value > 0 else '-' if value < 0 else '±'}{_number(abs(value))}"
+
+
+def _p(value: float) -> str:
+    return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
+
+
+def _cell(value: Any) -> str:
+    """A text inside a Markdown table."""
+    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -1,0 +1,250 @@
+"""Evaluated runs as they lie on the disk: an lm-eval output with logged samples, or an output of `bft-trl score`."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+# The task of recorded answers: they say which gene sets they name, not which of our tasks these make up.
+RECORDED = "gene_sets"
+_NOT_METRICS = ("model", "kind", "id", "name", "predicted_name")
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """Scores of one task, and all that has to be equal for another's to be comparable.
+
+    Attributes:
+        scores: one row per document (index: a hash of its content), one column per metric.
+        documents: the documents themselves, in the same order.
+        settings: what has to be equal, by its name; compared where both runs know it.
+        details: where encoder and background came from, for the floors.
+        seed_means: per metric the mean of each seed, where these are several.
+    """
+
+    scores: pd.DataFrame
+    documents: Sequence[Mapping[str, Any]]
+    settings: Mapping[str, Any]
+    details: Mapping[str, Any]
+    seed_means: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def names_gene_sets(self) -> bool:
+        return "rougeL" in self.scores
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluated model: its tasks by name. `kind` is "model", or "floor" and "oracle" from `bft-trl score`."""
+
+    name: str
+    tasks: Mapping[str, TaskScores]
+    kind: str = "model"
+
+
+def load_runs(path: Path, *, name: str | None = None) -> list[Run]:
+    """The runs in a folder: one of lm-eval's, or one per model and floor of an output of `bft-trl score`.
+
+    Args:
+        path: folder, or the file scores.json.
+        name: None takes the folder's name; a `score` output of several models gives each its own.
+
+    Raises FileNotFoundError or ValueError that names the file and what is wrong with it.
+    """
+    folder = path.parent if path.name == "scores.json" else path
+    if not folder.is_dir():
+        raise FileNotFoundError(f"`runs`: {path} is no folder with results.")
+    if (folder / "scores.json").is_file():
+        return _load_recorded(folder, name)
+    return [Run(name or folder.resolve().name, _load_lm_eval(folder))]
+
+
+def _load_recorded(folder: Path, name: str | None) -> list[Run]:
+    described = _read_json(folder / "scores.json")
+    if described.get("format") != 1 or "settings" not in described:
+        raise ValueError(f"{folder / 'scores.json'}: not an output of this version's `bft-trl score`.")
+    file = folder / "scores.parquet"
+    try:
+        table = pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{file}: cannot be read ({' '.join(str(error).split())}). Run `bft-trl score` again."
+        ) from error
+    missing = {*_NOT_METRICS, "rougeL"} - set(table.columns)
+    if missing:
+        raise ValueError(f"{file}: has no column {sorted(missing)}. Run `bft-trl score` again.")
+    settings = {key: described["settings"].get(key) for key in _SCORER}
+    runs = []
+    models = table.groupby(["model", "kind"], sort=False)
+    several = sum(kind == "model" for _, kind in models.groups) > 1
+    for (model, kind), rows in models:
+        documents = rows[["id", "name"]].to_dict("records")
+        scores = rows.drop(columns=list(_NOT_METRICS)).set_axis(_keys(documents)).astype(float)
+        task = TaskScores(scores, documents, settings, described["settings"])
+        runs.append(Run(name if name and kind == "model" and not several else model, {RECORDED: task}, kind))
+    return runs
+
+
+_SCORER = ("scorer_version", "encoder_fingerprint", "background_fingerprint")
+
+
+def _load_lm_eval(folder: Path) -> dict[str, TaskScores]:
+    files = sorted(folder.rglob("results_*.json"), key=lambda file: file.name)
+    if not files:
+        raise FileNotFoundError(
+            f"`runs`: {folder} holds neither lm-eval's results_*.json nor a scores.json of `bft-trl score`."
+        )
+    parents = {file.parent for file in files}
+    if len(parents) > 1:
+        raise ValueError(
+            f"`runs`: {folder} holds results of {len(parents)} models; name one of "
+            f"{', '.join(sorted(parent.name for parent in parents))} as RUN."
+        )
+    tasks: dict[str, TaskScores] = {}
+    for file in files:  # oldest first: a task that was run again counts as it was run last
+        results = _read_json(file)
+        missing = [key for key in ("configs", "versions", "n-shot", "lm_eval_version") if key not in results]
+        if missing:
+            raise ValueError(f"{file}: has no {', '.join(missing)}: not written by lm-eval 0.4.13 or a near version.")
+        date = file.stem.removeprefix("results_")
+        for task in results["configs"]:
+            samples = file.with_name(f"samples_{task}_{date}.jsonl")
+            if not samples.is_file():
+                raise FileNotFoundError(f"{samples}: no such file. Run lm-eval with --log_samples.")
+            tasks[task] = _task_scores(task, results, samples)
+    return tasks
+
+
+def _task_scores(task: str, results: Mapping[str, Any], file: Path) -> TaskScores:
+    samples = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            samples.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: not JSON ({error}); was the run killed?") from error
+    expected = results.get("n-samples", {}).get(task, {}).get("effective")
+    if not samples or (expected is not None and len({sample["doc_id"] for sample in samples}) != expected):
+        raise ValueError(f"{file}: has {len(samples)} samples, {expected} were evaluated. Evaluate again.")
+    filters = {sample.get("filter") for sample in samples}
+    if len(filters) > 1:  # lm-eval logs a document once for each filter of its answer
+        first = samples[0]["filter"]
+        samples = [sample for sample in samples if sample["filter"] == first]
+    try:
+        documents = [sample["doc"] for sample in samples]
+        prompts = dict(zip(_keys(documents), (sample["prompt_hash"] for sample in samples), strict=True))
+        rows = [{metric: sample[metric] for metric in sample["metrics"]} for sample in samples]
+    except KeyError as error:
+        raise ValueError(
+            f"{file}: a sample has no {error}: not written by lm-eval 0.4.13 or a near version."
+        ) from error
+    scores = pd.DataFrame(rows, index=list(prompts))
+    # Some of lm-eval's own metrics are aggregated from tuples: no per-document score, nothing to pair.
+    scores = scores[[name for name in scores if pd.api.types.is_numeric_dtype(scores[name].infer_objects())]]
+    if scores.empty or scores.columns.empty:
+        raise ValueError(f"{file}: no metric with a number per document.")
+    config = results["configs"][task]
+    metadata = config.get("metadata") or {}
+    generation = config.get("generation_kwargs") if config.get("output_type") == "generate_until" else None
+    settings = {
+        "lm-eval version": results["lm_eval_version"],
+        "task version": results["versions"].get(task),
+        "shots": results["n-shot"].get(task),
+        "chat template": results.get("chat_template_sha"),
+        "system instruction": results.get("system_instruction_sha"),
+        "generation": generation,
+        "filter": samples[0].get("filter"),
+        "prompts": hashlib.sha256(json.dumps(sorted(prompts.items())).encode()).hexdigest()[:16],
+        **({key: metadata.get(key) for key in _SCORER} if "scorer_version" in metadata else {}),
+    }
+    details = {key: metadata.get(key) for key in ("encoder", "background", "data_dir")}
+    return TaskScores(scores.astype(float), documents, settings, details)
+
+
+def combined(name: str, runs: Sequence[Run]) -> Run:
+    """Runs of one method that differ in the seed as one: per document the mean score over the seeds.
+
+    Raises ValueError where they are not comparable.
+    """
+    first, *others = runs
+    for other in others:
+        problems = differences(first, other)
+        if problems or set(first.tasks) != set(other.tasks):
+            raise ValueError(
+                f"`{name}`: its runs are not of one method: " + "; ".join(problems or ["they have other tasks"])
+            )
+    tasks = {}
+    for task, scores in first.tasks.items():
+        parts = [run.tasks[task].scores.reindex(scores.scores.index) for run in runs]
+        means = {metric: [float(part[metric].mean()) for part in parts] for metric in scores.scores}
+        tasks[task] = replace(scores, scores=sum(parts[1:], parts[0]) / len(parts), seed_means=means)
+    return Run(name, tasks, first.kind)
+
+
+def differences(baseline: Run, run: Run) -> list[str]:
+    """Why two runs cannot be compared, task by task; empty where they can."""
+    found = []
+    for task in sorted(set(baseline.tasks) & set(run.tasks)):
+        ours, theirs = run.tasks[task], baseline.tasks[task]
+        unequal = [
+            f"{key} ({_short(ours.settings[key])}, baseline {_short(theirs.settings[key])})"
+            for key in ours.settings
+            if key in theirs.settings and ours.settings[key] != theirs.settings[key]
+        ]
+        missing, extra = (len(a.scores.index.difference(b.scores.index)) for a, b in ((theirs, ours), (ours, theirs)))
+        if missing or extra:
+            # Other documents have other prompts: that is no second reason.
+            unequal = [text for text in unequal if not text.startswith("prompts ")]
+            unequal.append(
+                f"documents ({len(ours.scores)}, baseline {len(theirs.scores)}; {missing} only in the baseline, "
+                f"{extra} only in the run)"
+            )
+        if unequal:
+            found.append(f"{task}: '{run.name}' differs from '{baseline.name}' in {', '.join(unequal)}")
+    return found
+
+
+def aligned(baseline: Run, run: Run) -> Run:
+    """`run` with its gene-set task under the baseline's name, where one of the two was recorded elsewhere."""
+    tasks = dict(run.tasks)
+    ours = [name for name, scores in tasks.items() if scores.names_gene_sets]
+    theirs = [name for name, scores in baseline.tasks.items() if scores.names_gene_sets]
+    for name in ours:
+        for other in theirs:
+            same = set(tasks[name].scores.index) == set(baseline.tasks[other].scores.index)
+            if other not in tasks and RECORDED in (name, other) and (same or len(ours) == len(theirs) == 1):
+                tasks[other] = tasks.pop(name)
+                break
+    return replace(run, tasks=tasks)
+
+
+def _keys(documents: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Hashes of the documents' content; equal documents are numbered. Of a gene set, id and name are what counts."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for document in documents:
+        content: Any = document
+        if "id" in document and "name" in document:
+            content = [str(document["id"]), document["name"]]
+        key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
+        keys.append(f"{key}-{seen[key]}")
+        seen[key] += 1
+    return keys
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error}); was the run killed? Evaluate again.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: not a JSON object.")
+    return found
+
+
+def _short(value: Any) -> str:
+    return str(value)[:12] if isinstance(value, str) else str(value)

@@ -1,0 +1,106 @@
+"""Paired statistics: scores of the same documents under two models, arrays in, numbers out."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+ALPHA = 0.05
+POWER = 0.8
+# Numbers held at once when resampling: memory does not grow with documents times resamples.
+_BATCH = 2_000_000
+
+
+class Interval(NamedTuple):
+    """A mean and the ends of its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Test(NamedTuple):
+    """A two-sided p-value and the name of what gave it."""
+
+    p: float
+    name: str
+
+
+def paired_interval(differences: np.ndarray, *, rng: np.random.Generator, n_resamples: int = 9999) -> Interval:
+    """Mean difference with the 95 % percentile bootstrap interval over documents.
+
+    Args:
+        differences: score of one model minus that of the other, per document, shape (N,), N > 0.
+    """
+    from scipy.stats import bootstrap
+
+    mean = float(differences.mean())
+    if np.ptp(differences) == 0:  # every resample is the same
+        return Interval(mean, mean, mean)
+    found = bootstrap(
+        (differences,),
+        np.mean,
+        confidence_level=1 - ALPHA,
+        n_resamples=n_resamples,
+        batch=max(1, _BATCH // len(differences)),
+        method="percentile",
+        rng=rng,
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high))
+
+
+def paired_test(a: np.ndarray, b: np.ndarray, *, rng: np.random.Generator, n_resamples: int = 9999) -> Test:
+    """Are two models equally good? Exact McNemar test where every score is 0 or 1, else a paired permutation test.
+
+    Args:
+        a, b: scores of the same documents in the same order, shape (N,), N > 0.
+        n_resamples: random exchanges within pairs; with so few documents that all can be tried, all are.
+    """
+    if np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all():
+        from statsmodels.stats.contingency_tables import mcnemar
+
+        table = [[np.sum((a == i) & (b == j)) for j in (0, 1)] for i in (0, 1)]
+        return Test(float(mcnemar(table, exact=True).pvalue), "McNemar, exact")
+    name = "permutation, paired"
+    if np.array_equal(a, b):
+        return Test(1.0, name)
+    from scipy.stats import permutation_test
+
+    found = permutation_test(
+        (a, b),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=n_resamples,
+        batch=max(1, _BATCH // len(a)),
+        rng=rng,
+    )
+    return Test(float(found.pvalue), name)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted by Holm's method for having been looked at together; none give an empty list."""
+    if not len(p_values):
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, alpha=ALPHA, method="holm")[1]]
+
+
+def smallest_difference(differences: np.ndarray, *, binary: bool) -> float | None:
+    """The mean difference that so many documents show with 80 % power in a two-sided test at 5 %.
+
+    By the normal approximation with the observed standard deviation of the differences; for binary scores at least
+    6 / N, since fewer than six answers that differ cannot reach p < .05 in McNemar's exact test (2 x 0.5^6 = .03).
+    None where it cannot be told: fewer than two documents, or scores that are not binary and never differ. At most 1
+    for binary scores.
+    """
+    from scipy.stats import norm
+
+    if len(differences) < 2:
+        return None
+    spread = float(differences.std(ddof=1))
+    if spread == 0 and not binary:
+        return None
+    by_normal = float((norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)) * spread / np.sqrt(len(differences)))
+    return min(1.0, max(by_normal, 6 / len(differences))) if binary else by_normal

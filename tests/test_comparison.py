@@ -1,0 +1,409 @@
+"""`bft-trl compare` on outputs that are written here as lm-eval and `bft-trl score` write them."""
+
+import hashlib
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bft_trl.cli import main
+from bft_trl.report.comparison import compare
+from bft_trl.report.published import PUBLISHED
+from bft_trl.report.runs import differences, load_runs
+
+FILES = ["comparison.csv", "comparison.json", "comparison.md", "forest.png", "forest.svg", "index.html"]
+
+
+def digest(value):
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def choice_documents(n):
+    return [
+        {
+            "id": str(i),
+            "question": f"Which {i}?",
+            "labels": list("ABCD"),
+            "options": ["w"] * 4,
+            "answer": "ABCD"[i % 4],
+        }
+        for i in range(n)
+    ]
+
+
+def gene_set_documents(n):
+    names = [f"regulation of process {i}" for i in range(n)]
+    return [{"id": f"GO:{i}", "name": name, "genes": ["TP53"], "source": "go"} for i, name in enumerate(names)]
+
+
+def write_lm_eval(
+    folder, tasks, *, model="org__model", date="2026-01-02T03-04-05.6", prompts=lambda doc: doc, **overrides
+):
+    """An output folder of lm-eval 0.4.13 with the keys that it has; `tasks`: name to (documents, metric to scores)."""
+    place = folder / model
+    place.mkdir(parents=True, exist_ok=True)
+    scorer = {"scorer_version": "1", "encoder_fingerprint": None, "background_fingerprint": None, "encoder": "none"}
+    results = {
+        "results": {task: {} for task in tasks},
+        "configs": {
+            task: {
+                "output_type": "generate_until",
+                "generation_kwargs": {"max_gen_toks": 8},
+                "metadata": {"version": 1.0} | (scorer if "gene_sets" in task else {}),
+            }
+            for task in tasks
+        },
+        "versions": dict.fromkeys(tasks, 1.0),
+        "n-shot": dict.fromkeys(tasks, 0),
+        "n-samples": {
+            task: {"original": len(documents), "effective": len(documents)} for task, (documents, _) in tasks.items()
+        },
+        "lm_eval_version": "0.4.13",
+        "chat_template_sha": "aa",
+        "system_instruction_sha": None,
+    } | overrides
+    (place / f"results_{date}.json").write_text(json.dumps(results))
+    for task, (documents, metrics) in tasks.items():
+        lines = []
+        for i, document in enumerate(documents):
+            sample = {"doc_id": i, "doc": document, "filter": "none", "metrics": list(metrics)}
+            sample |= {"doc_hash": digest(document), "prompt_hash": digest(prompts(document))}
+            lines.append(json.dumps(sample | {name: float(scores[i]) for name, scores in metrics.items()}))
+        (place / f"samples_{task}_{date}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """base: right on the first 10 of 40; good: on the first 20; same: as base. Names likewise."""
+    documents, sets = choice_documents(40), gene_set_documents(12)
+    place = np.arange(40)
+    answers = {"base": place < 10, "good": place < 20, "same": place < 10}
+    names = {"base": np.arange(12) / 20, "good": np.arange(12) / 20 + 0.2, "same": np.arange(12) / 20}
+    return {
+        name: write_lm_eval(
+            tmp_path / name,
+            {
+                "bft_medqa": (documents, {"acc": answers[name]}),
+                "bft_gene_sets_go": (sets, {"rouge1": names[name], "rougeL": names[name] / 2}),
+            },
+        )
+        for name in answers
+    }
+
+
+def row_of(result, **wanted):
+    (found,) = (row for row in result["rows"] if all(row[key] == value for key, value in wanted.items()))
+    return found
+
+
+def test_a_comparison_by_hand(runs, tmp_path):
+    """good is right on 10 documents more and wrong on none: p = 2 / 2^10, and of 6 tests it is times 6 at most."""
+    out = tmp_path / "out"
+    command = ["compare", *(str(runs[name]) for name in ("base", "good", "same")), "--baseline", "base"]
+    assert main([*command, "--out", str(out), "--resamples", "999"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    result = json.loads((out / "comparison.json").read_text())
+    assert (result["baseline"], result["runs"]) == ("base", ["good", "same"])
+    assert len(result["rows"]) == 6
+    acc = row_of(result, run="good", task="bft_medqa")
+    assert (acc["n"], acc["score"], acc["baseline_score"], acc["difference"]) == (40, 0.5, 0.25, 0.25)
+    assert acc["p"] == pytest.approx(2 / 2**10)
+    assert acc["test"] == "McNemar, exact"
+    assert acc["low"] < 0.25 < acc["high"]
+    assert (acc["n_seeds"], acc["seed_sd"]) == (1, None)
+    # every set gains 0.2: of 2^12 ways to sign the differences two are as far from 0; more than 999, so sampled
+    rouge = row_of(result, run="good", metric="rouge1")
+    assert rouge["difference"] == pytest.approx(0.2)
+    assert rouge["p"] <= 0.01
+    assert rouge["test"] == "permutation, paired"
+    for row in result["rows"]:
+        if row["run"] == "same":
+            assert (row["p"], row["p_holm"], row["low"], row["high"]) == (1, 1, 0, 0)
+        assert row["p"] <= row["p_holm"] <= 1
+    smallest = min(result["rows"], key=lambda row: row["p"])
+    assert smallest["p_holm"] == pytest.approx(min(1, 6 * smallest["p"]))
+    table = pd.read_csv(out / "comparison.csv", float_precision="round_trip")
+    assert table["difference"].tolist() == [row["difference"] for row in result["rows"]]
+
+
+def test_the_order_of_documents_does_not_matter(tmp_path):
+    documents = choice_documents(20)
+    right = np.arange(20) % 3 == 0
+    write_lm_eval(tmp_path / "a", {"bft_medqa": (documents, {"acc": right})})
+    write_lm_eval(tmp_path / "b", {"bft_medqa": (documents[::-1], {"acc": right[::-1]})})
+    result = compare([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "a"), tmp_path / "o", n_resamples=99)
+    assert row_of(result, run="b")["p"] == 1
+    assert row_of(result, run="b")["difference"] == 0
+
+
+def test_floors_and_published_figures_stand_beside_the_runs(runs, tmp_path):
+    """Chance is 1/4, and so is always 'A'. On names that all begin with 'regulation of process' and a number of their
+
+    own, another set's name shares 3 of 4 words: ROUGE-1 is .75.
+    """
+    result = compare([str(runs["base"]), str(runs["good"])], "base", tmp_path / "o", n_resamples=99)
+    floors = {(row["task"], row["name"], row["metric"]): row["value"] for row in result["reference_rows"]}
+    assert floors["bft_medqa", "floor: chance", "acc"] == 0.25
+    assert floors["bft_medqa", "floor: most frequent answer", "acc"] == 0.25
+    assert floors["bft_gene_sets_go", "floor: another set's name", "rouge1"] == pytest.approx(0.75)
+    published = [row for row in result["reference_rows"] if row["kind"] == "published, not re-run"]
+    geneagent = [row for row in published if row["name"] == "GeneAgent" and row["metric"] == "similarity"]
+    assert [row["value"] for row in geneagent] == [0.705]  # of the task at hand, not of NeST and MSigDB
+    assert all("10.1038/s41592-025-02748-6" in row["source"] for row in published)
+    page = (tmp_path / "o" / "index.html").read_text()
+    assert "published, not re-run" in page
+    assert page.count("GeneAgent") >= 7
+
+
+def test_published_figures_are_those_of_the_paper():
+    """Copied from the table of the protocol, by hand."""
+    figures = {(f.task, f.system[:5], f.metric): (f.value, f.spread) for f in PUBLISHED}
+    assert figures["bft_gene_sets_msigdb", "GPT-4", "rougeL"] == (0.239, 0.038)
+    assert figures["bft_gene_sets_msigdb", "GeneA", "rougeL"] == (0.310, 0.047)
+    assert figures["all", "GPT-4", "sets with percentile >= 98"] == (598, None)
+    assert figures["all", "GeneA", "sets with similarity > 0.9"] == (170, None)
+    assert not any(task in ("bft_gene_sets_go", "bft_gene_sets_nest") and "rouge" in m for task, _, m in figures)
+
+
+def test_the_page_needs_nothing_else_and_escapes_everything(tmp_path):
+    documents = choice_documents(8)
+    evil = "<script>alert(1)</script>$x$"
+    for name, right in (("base", np.arange(8) < 2), ("evil", np.arange(8) < 7)):
+        write_lm_eval(tmp_path / name, {"bft_medqa": (documents, {"acc": right})})
+    compare([str(tmp_path / "base"), f"{evil}={tmp_path / 'evil'}"], "base", tmp_path / "o", n_resamples=99)
+    page = (tmp_path / "o" / "index.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
+    assert "&lt;script>" in (tmp_path / "o" / "comparison.md").read_text()
+    svg = (tmp_path / "o" / "forest.svg").read_text()
+    assert "<script>" not in svg
+    assert svg in page or svg[svg.index("<svg") :] in page
+
+
+def test_a_comparison_is_reproducible(runs, tmp_path):
+    specs = [str(runs["base"]), str(runs["good"])]
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        compare(specs, "base", tmp_path / name, seed=seed, n_resamples=199)
+    read = {name: [(tmp_path / name / file).read_bytes() for file in FILES] for name in "abc"}
+    assert read["a"] == read["b"] != read["c"]
+
+
+# --- seeds -----------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_are_averaged_per_document(tmp_path):
+    """Two seeds right on 4 and on 6 of 10: mean .5, spread sqrt(.02), and the test is no longer one of yes and no."""
+    documents = choice_documents(10)
+    for name, right in (("base", 2), ("s0", 4), ("s1", 6)):
+        write_lm_eval(tmp_path / name, {"bft_medqa": (documents, {"acc": np.arange(10) < right})})
+    spec = f"bft={tmp_path / 's0'},{tmp_path / 's1'}"
+    row = row_of(compare([spec], str(tmp_path / "base"), tmp_path / "o", n_resamples=99), run="bft")
+    assert (row["score"], row["n_seeds"], row["test"]) == (0.5, 2, "permutation, paired")
+    assert row["seed_sd"] == pytest.approx(0.02**0.5)
+    # differences: two of 0, two of 1, two of 1/2, four of 0: 0.3; of 2^4 signs two are as far from 0
+    assert row["difference"] == pytest.approx(0.3)
+    assert "one seed" not in (tmp_path / "o" / "forest.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("{base},{good}", "has several folders; give them a name"),
+        ("x={base},{base}", "has the same folder twice"),
+        ("={base}", "is not PATH, NAME=PATH or NAME=PATH,PATH"),
+        ("{base}/no", "is no folder with results"),
+        ("good={good}", "the name 'good' stands twice"),
+    ],
+)
+def test_bad_run_names(spec, words, runs, tmp_path, capsys):
+    spec = spec.format(**runs)
+    assert (
+        main(["compare", str(runs["good"]), spec, "--baseline", str(runs["same"]), "--out", str(tmp_path / "o")]) == 2
+    )
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_bad_baselines(runs, tmp_path):
+    with pytest.raises(ValueError, match=r"`baseline='x'` is neither one of the runs \('base'\) nor a folder"):
+        compare([str(runs["base"])], "x", tmp_path / "o")
+    with pytest.raises(ValueError, match="nothing to compare with the baseline"):
+        compare([str(runs["base"])], "base", tmp_path / "o")
+    with pytest.raises(ValueError, match="`n_resamples=1`"):
+        compare([str(runs["base"]), str(runs["good"])], "base", tmp_path / "o", n_resamples=1)
+    assert not (tmp_path / "o").exists()
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"versions": {"bft_medqa": 2.0}}, "task version (2.0, baseline 1.0)"),
+        ({"n-shot": {"bft_medqa": 5}}, "shots (5, baseline 0)"),
+        ({"chat_template_sha": "bb"}, "chat template (bb, baseline aa)"),
+        ({"chat_template_sha": None}, "chat template (None, baseline aa)"),
+        ({"system_instruction_sha": "cc"}, "system instruction (cc, baseline None)"),
+        ({"lm_eval_version": "0.4.9"}, "lm-eval version (0.4.9, baseline 0.4.13)"),
+        ({"prompts": lambda document: "other"}, "prompts ("),
+        (
+            {"configs": {"bft_medqa": {"output_type": "generate_until", "generation_kwargs": {"max_gen_toks": 9}}}},
+            "generation ({'max_gen_toks': 9}, baseline {'max_gen_toks': 8})",
+        ),
+    ],
+)
+def test_unequal_settings_are_refused(change, words, tmp_path):
+    tasks = {"bft_medqa": (choice_documents(4), {"acc": np.ones(4)})}
+    write_lm_eval(tmp_path / "base", tasks)
+    write_lm_eval(tmp_path / "run", tasks, **change)
+    with pytest.raises(ValueError, match=re.escape(f"bft_medqa: 'run' differs from 'base' in {words}")):
+        compare([str(tmp_path / "run")], str(tmp_path / "base"), tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_other_documents_are_refused(tmp_path):
+    for name, n in (("base", 6), ("run", 4)):
+        write_lm_eval(tmp_path / name, {"bft_medqa": (choice_documents(n), {"acc": np.ones(n)})})
+    words = "in documents (4, baseline 6; 2 only in the baseline, 0 only in the run)"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        compare([str(tmp_path / "run")], str(tmp_path / "base"), tmp_path / "o")
+
+
+def test_tasks_that_only_one_has_are_left_out_and_named(runs, tmp_path, caplog):
+    write_lm_eval(tmp_path / "less", {"bft_medqa": (choice_documents(40), {"acc": np.ones(40)})})
+    result = compare([str(runs["base"]), str(tmp_path / "less")], "base", tmp_path / "o", n_resamples=99)
+    assert {row["task"] for row in result["rows"]} == {"bft_medqa"}
+    assert result["not_compared"] == {"less": ["bft_gene_sets_go"]}
+    assert "'less' or the baseline lacks them: bft_gene_sets_go" in caplog.text
+    write_lm_eval(tmp_path / "none", {"other": (choice_documents(4), {"acc": np.ones(4)})})
+    with pytest.raises(ValueError, match="No run shares a task with the baseline 'base'"):
+        compare([str(tmp_path / "none")], str(runs["base"]), tmp_path / "p")
+
+
+def test_seeds_of_different_settings_are_refused(runs, tmp_path):
+    tasks = {"bft_medqa": (choice_documents(40), {"acc": np.ones(40)})}
+    tasks["bft_gene_sets_go"] = (gene_set_documents(12), {"rouge1": np.ones(12), "rougeL": np.ones(12)})
+    write_lm_eval(tmp_path / "five", tasks, **{"n-shot": {"bft_medqa": 5, "bft_gene_sets_go": 0}})
+    with pytest.raises(ValueError, match="`bft`: its runs are not of one method: bft_medqa"):
+        compare([f"bft={runs['good']},{tmp_path / 'five'}"], str(runs["base"]), tmp_path / "o")
+
+
+# --- broken folders --------------------------------------------------------------------------------------------------
+
+
+def broken(folder, kind):
+    (results,) = folder.rglob("results_*.json")
+    samples = next(folder.rglob("samples_bft_medqa_*.jsonl"))
+    if kind == "cut results":
+        results.write_text(results.read_text()[:50])
+    elif kind == "no samples":
+        samples.unlink()
+    elif kind == "cut samples":
+        samples.write_text(samples.read_text()[:-30])
+    elif kind == "fewer samples":
+        samples.write_text("".join(samples.read_text().splitlines(keepends=True)[:-1]))
+    elif kind == "old":
+        results.write_text(json.dumps({"results": {}, "config": {}}))
+    elif kind == "nan":
+        samples.write_text(samples.read_text().replace('"acc": 1.0', '"acc": NaN'))
+    elif kind == "two models":
+        (folder / "other").mkdir()
+        (folder / "other" / results.name).write_text("{}")
+    elif kind == "empty":
+        results.unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("cut results", "not JSON (.*); was the run killed"),
+        ("no samples", "Run lm-eval with --log_samples"),
+        ("cut samples", r"line 40: not JSON"),
+        ("fewer samples", "has 39 samples, 40 were evaluated"),
+        ("old", "has no configs, versions, n-shot, lm_eval_version"),
+        ("nan", "documents without a number for acc"),
+        ("two models", "holds results of 2 models; name one of org__model, other"),
+        ("empty", "holds neither lm-eval's results_.* nor a scores.json"),
+    ],
+)
+def test_broken_folders_say_what_is_wrong(kind, words, runs, tmp_path, capsys):
+    broken(runs["good"], kind)
+    command = ["compare", str(runs["good"]), "--baseline", str(runs["base"]), "--out", str(tmp_path / "o")]
+    assert main(command) == 2
+    assert re.search(words, capsys.readouterr().err)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_task_that_was_run_again_counts_as_run_last(runs):
+    tasks = {"bft_medqa": (choice_documents(40), {"acc": np.zeros(40)})}
+    write_lm_eval(runs["good"], tasks, date="2026-02-02T03-04-05.6")
+    (run,) = load_runs(runs["good"])
+    assert run.tasks["bft_medqa"].scores["acc"].sum() == 0
+    assert run.tasks["bft_gene_sets_go"].scores["rougeL"].sum() > 0
+
+
+def test_equal_documents_are_told_apart(tmp_path):
+    documents = [{"question": "same"}] * 3
+    write_lm_eval(tmp_path / "a", {"other": (documents, {"acc": [1, 0, 1]})})
+    (run,) = load_runs(tmp_path / "a")
+    assert run.tasks["other"].scores.index.is_unique
+    assert differences(run, run) == []
+
+
+# --- recorded answers ------------------------------------------------------------------------------------------------
+
+
+def scored(tmp_path, name, answers, *extra):
+    documents = gene_set_documents(12)
+    references, predictions = tmp_path / "references.jsonl", tmp_path / f"{name}.jsonl"
+    references.write_text("\n".join(json.dumps(document) for document in documents))
+    rows = [{"id": d["id"], "predicted_name": answers(d["name"]), "model": name} for d in documents]
+    predictions.write_text("\n".join(json.dumps(row) for row in rows))
+    command = ["score", "--predictions", str(predictions), "--references", str(references)]
+    assert main([*command, "--out", str(tmp_path / f"scores-{name}"), *extra]) == 0
+    return tmp_path / f"scores-{name}"
+
+
+def test_recorded_answers_compare_with_a_task(runs, tmp_path):
+    """The task of a model is found by its documents; half of each name right is better than .275 on average."""
+    recorded = scored(tmp_path, "gpt", lambda name: name, "--floors")
+    lm_eval = [str(runs["base"]), str(recorded)]
+    result = compare(lm_eval, "base", tmp_path / "o", n_resamples=99)
+    row = row_of(result, run="gpt", metric="rouge1")
+    assert (row["task"], row["score"], row["baseline_score"]) == ("bft_gene_sets_go", 1, pytest.approx(5.5 / 20))
+    assert result["not_compared"]["gpt"] == ["bft_medqa"]
+    names = [row["name"] for row in result["reference_rows"] if row["kind"] == "floor" and row["metric"] == "rouge1"]
+    assert len(names) == len(set(names)) == 3
+    other = compare([str(recorded), str(runs["base"])], str(recorded), tmp_path / "p", n_resamples=99)
+    assert row_of(other, run="base", metric="rouge1")["difference"] == pytest.approx(5.5 / 20 - 1)
+    two = compare(
+        [str(recorded), str(scored(tmp_path, "poor", lambda name: "x"))], str(recorded), tmp_path / "q", n_resamples=99
+    )
+    assert row_of(two, run="poor", metric="rougeL")["difference"] == -1
+    assert {row["task"] for row in two["rows"]} == {"gene_sets"}
+
+
+def test_another_encoder_is_refused(tmp_path):
+    a, b = (scored(tmp_path, name, lambda name: name) for name in ("a", "b"))
+    described = json.loads((b / "scores.json").read_text())
+    described["settings"]["encoder_fingerprint"] = "0123"
+    (b / "scores.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=re.escape("encoder_fingerprint (0123, baseline None)")):
+        compare([str(b)], str(a), tmp_path / "o")
+
+
+@pytest.mark.parametrize("damage", ["parquet", "json", "format"])
+def test_broken_scores_say_what_is_wrong(damage, tmp_path):
+    a, b = (scored(tmp_path, name, lambda name: name) for name in ("a", "b"))
+    if damage == "parquet":
+        (b / "scores.parquet").write_bytes((b / "scores.parquet").read_bytes()[:100])
+    else:
+        (b / "scores.json").write_text("{" if damage == "json" else '{"format": 7}')
+    words = {"parquet": "cannot be read", "json": "not JSON", "format": "not an output of this version"}[damage]
+    with pytest.raises(ValueError, match=words):
+        compare([str(b)], str(a), tmp_path / "o")

@@ -1,0 +1,139 @@
+"""Statistics of the comparison: worked out by hand, against plain enumeration, and calibrated by simulation."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from bft_trl.report.statistics import holm, paired_interval, paired_test, smallest_difference
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def pairs(both, only_a, only_b, neither):
+    """Scores with so many documents right under both, under a only, under b only, and under none."""
+    a = np.array([1.0] * (both + only_a) + [0.0] * (only_b + neither))
+    b = np.array([1.0] * both + [0.0] * only_a + [1.0] * only_b + [0.0] * neither)
+    return a, b
+
+
+def test_mcnemar_by_hand():
+    """Of 8 documents that differ, 7 speak for a: p = 2 x (C(8,7) + C(8,8)) / 2^8 = 2 x 9 / 256."""
+    for both, neither in ((0, 0), (30, 12)):
+        test = paired_test(*pairs(both, 7, 1, neither), rng=rng())
+        assert test.p == pytest.approx(18 / 256)
+        assert test.name == "McNemar, exact"
+    assert paired_test(*pairs(5, 0, 0, 5), rng=rng()).p == 1
+
+
+def test_permutation_by_hand():
+    """Four differences of +0.5: of 16 ways to sign them, 2 are as far from 0 as this, so p = 1/8."""
+    test = paired_test(np.full(4, 0.75), np.full(4, 0.25), rng=rng())
+    assert test.p == pytest.approx(1 / 8)
+    assert test.name == "permutation, paired"
+
+
+def test_permutation_equals_enumeration():
+    for seed in range(5):
+        a, b = rng(seed).random((2, 9))
+        differences = a - b
+        means = [abs(np.mean(differences * signs)) for signs in itertools.product((-1, 1), repeat=9)]
+        expected = np.mean(np.array(means) >= abs(differences.mean()) - 1e-12)
+        assert paired_test(a, b, rng=rng()).p == pytest.approx(expected)
+
+
+def test_equal_scores_are_no_difference():
+    scores = rng().random(20)
+    assert paired_test(scores, scores, rng=rng()).p == 1
+    assert paired_interval(scores - scores, rng=rng()) == (0, 0, 0)
+
+
+def test_holm_by_hand():
+    """.01 x 3 = .03, then .03 x 2 = .06, then max(.06, .04 x 1) = .06."""
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1, 1]
+    assert holm([]) == []
+
+
+def test_interval_equals_the_plain_loop():
+    """The bootstrap with other random numbers, so equal up to its own noise; and to the normal interval of a mean."""
+    differences = rng(1).normal(0.1, 1, 400)
+    interval = paired_interval(differences, rng=rng(), n_resamples=4000)
+    plain = rng(2)
+    means = [plain.choice(differences, 400).mean() for _ in range(4000)]
+    assert interval.mean == pytest.approx(differences.mean())
+    assert interval[1:] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.006)
+    width = 1.959964 * differences.std() / 20
+    assert interval[1:] == pytest.approx([differences.mean() - width, differences.mean() + width], abs=0.006)
+
+
+def test_a_seed_gives_the_same_numbers():
+    a, b = rng(3).random((2, 50))
+    for function in (lambda r: paired_interval(a - b, rng=r), lambda r: paired_test(a, b, rng=r)):
+        assert function(rng(5)) == function(rng(5))
+
+
+def test_smallest_difference_by_hand():
+    """(1.95996 + 0.84162) x 0.5 / sqrt(100) = 0.14008, where the standard deviation is 0.5."""
+    differences = np.array([0.5, -0.5] * 50) * math.sqrt(99 / 100)
+    assert smallest_difference(differences, binary=False) == pytest.approx(0.140079, abs=1e-6)
+    # 50 equal answers: McNemar's test needs six that differ
+    assert smallest_difference(np.zeros(50), binary=True) == pytest.approx(6 / 50)
+    assert smallest_difference(np.zeros(50), binary=False) is None
+    assert smallest_difference(np.zeros(3), binary=True) == 1
+    assert smallest_difference(np.ones(1), binary=True) is None
+
+
+def test_smallest_difference_is_found_four_times_in_five():
+    """Simulated: an effect of that size is found by the permutation test in about 80 % of 500 draws."""
+    draws = rng(4)
+    effect = 0.3 * (1.959964 + 0.841621) / math.sqrt(60)
+    found = 0
+    for _ in range(500):
+        differences = draws.normal(effect, 0.3, 60)
+        found += paired_test(differences, np.zeros(60), rng=draws, n_resamples=999).p < 0.05
+    # standard error of a share of 500: 0.018; the t distribution of 60 documents costs another 0.02
+    assert found / 500 == pytest.approx(0.78, abs=0.055)
+
+
+def test_a_planted_effect_is_found():
+    draws = rng(6)
+    b = (draws.random(300) < 0.5).astype(float)
+    a = np.where(draws.random(300) < 0.25, 1.0, b)  # an eighth of all answers becomes right
+    assert paired_test(a, b, rng=draws).p < 0.001
+    interval = paired_interval(a - b, rng=draws)
+    assert 0 < interval.low < 0.125 < interval.high
+
+
+def test_no_effect_is_not_found():
+    """1,000 pairs of equally good models: about 5 % have p < .05 (McNemar: at most), 95 % of intervals hold 0."""
+    draws = rng(7)
+    found = {"permutation": 0, "mcnemar": 0, "interval": 0}
+    for _ in range(1000):
+        ability = draws.random(80)
+        noisy = [ability + draws.normal(0, 0.3, 80) for _ in range(2)]
+        found["permutation"] += paired_test(*noisy, rng=draws, n_resamples=199).p < 0.05
+        interval = paired_interval(noisy[0] - noisy[1], rng=draws, n_resamples=399)
+        found["interval"] += not interval.low <= 0 <= interval.high
+        right = [(draws.random(80) < ability).astype(float) for _ in range(2)]
+        found["mcnemar"] += paired_test(*right, rng=draws).p < 0.05
+    # three standard errors of a share of 1,000: 0.021
+    assert found["permutation"] / 1000 == pytest.approx(0.05, abs=0.021)
+    assert found["interval"] / 1000 == pytest.approx(0.05, abs=0.025)  # percentile intervals are a little short
+    assert 0.005 < found["mcnemar"] / 1000 < 0.071
+
+
+def test_many_documents_in_little_memory():
+    """4,183 documents times 9,999 resamples would be 335 MB at once."""
+    import tracemalloc
+
+    differences = rng(8).integers(-1, 2, 4183).astype(float)
+    paired_interval(differences[:10], rng=rng(), n_resamples=99)  # imports
+    tracemalloc.start()
+    paired_interval(differences, rng=rng())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
