@@ -13,6 +13,7 @@ from bft_trl.data.commands import add_data_commands
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0, 1 where a check found something, 2 for bad input."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)  # rouge_score says at every start which tokenizer it takes
     args, passed_on = _parser().parse_known_args(argv)
     args.passed_on = passed_on
     if passed_on and args.run is not _eval:
@@ -61,6 +62,9 @@ def _add_eval(commands: Any) -> None:
     )
     evaluate.add_argument("--model", help="base model: Hub id or folder (default: the one that the adapter names)")
     evaluate.add_argument("--adapter", type=Path, metavar="DIR", help="run folder or checkpoint of a PEFT adapter")
+    evaluate.add_argument(
+        "--base-only", action="store_true", help="leave the adapter out: its base model, loaded in the same way"
+    )
     evaluate.add_argument("--tasks", required=True, help="tasks and groups, with commas between them")
     evaluate.add_argument("--out", type=Path, required=True, help="folder for lm-eval's results and samples")
     evaluate.add_argument("--data-dir", type=Path, help="folder with the tasks' data (default: Hub or publisher)")
@@ -119,7 +123,13 @@ def _score(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from bft_trl.evaluation import evaluate, read_run
 
-    run = read_run(args.model, args.adapter, load_in_4bit=args.load_in_4bit, chat_template=args.chat_template)
+    run = read_run(
+        args.model,
+        args.adapter,
+        base_only=args.base_only,
+        load_in_4bit=args.load_in_4bit,
+        chat_template=args.chat_template,
+    )
     settings = {"data_dir": args.data_dir, "encoder": args.encoder, "background": args.background}
     missing = evaluate(
         run,

@@ -38,7 +38,12 @@ class Run:
 
 
 def read_run(
-    model: str | None, adapter: Path | None, *, load_in_4bit: bool | None = None, chat_template: bool | None = None
+    model: str | None,
+    adapter: Path | None,
+    *,
+    base_only: bool = False,
+    load_in_4bit: bool | None = None,
+    chat_template: bool | None = None,
 ) -> Run:
     """Base model, quantization, tokenizer and chat template, from the run folder where they are not given.
 
@@ -46,11 +51,15 @@ def read_run(
         model: base model; None takes the one that the adapter names.
         adapter: folder of a PEFT adapter; None evaluates the base model itself. A folder that holds a whole model
             counts as the model.
+        base_only: leave the adapter out, and load the base with its quantization, tokenizer and chat template: the
+            baseline that differs from the run in the adapter alone.
         load_in_4bit: True loads the base in NF4, False as it is; None as it was in training.
         chat_template: None applies it where the tokenizer has one.
 
     Raises ValueError or FileNotFoundError that names the argument.
     """
+    if base_only and adapter is None:
+        raise ValueError("`base_only=True` needs `adapter`, whose base model it evaluates.")
     if adapter is None and model is None:
         raise ValueError("Name a base model with `model`, or a trained run with `adapter`.")
     quantization = tokenizer = None
@@ -76,7 +85,7 @@ def read_run(
         quantization = (quantization or nf4) if load_in_4bit else None
     if chat_template is None:
         chat_template = _has_chat_template(tokenizer or str(model))
-    return Run(str(model), adapter, quantization, tokenizer, chat_template)
+    return Run(str(model), None if base_only else adapter, quantization, tokenizer, chat_template)
 
 
 def evaluate(

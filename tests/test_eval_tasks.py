@@ -244,6 +244,10 @@ def test_what_the_run_folder_says(world, tmp_path):
     assert run.chat_template
     assert read_run(str(world / "base"), None, load_in_4bit=True).quantization["bnb_4bit_quant_type"] == "nf4"
     assert not read_run(None, world / "adapter", chat_template=False).chat_template
+    base = read_run(None, world / "adapter", base_only=True)
+    assert (base.adapter, base.base, base.tokenizer) == (None, run.base, run.tokenizer)
+    with pytest.raises(ValueError, match="`base_only=True` needs `adapter`"):
+        read_run(str(world / "base"), None, base_only=True)
     with pytest.raises(ValueError, match="Name a base model with `model`"):
         read_run(None, None)
     with pytest.raises(FileNotFoundError, match=r"`adapter=.* has no adapter_config.json"):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 
 from bft_trl.data.medical import load_questions
@@ -9,8 +10,10 @@ from bft_trl.prompts import choice_prompt
 from bft_trl.scoring.multiple_choice import choice_scores
 
 
-def _load(source: str, data_dir: str | None) -> DatasetDict:
+def _load(source: str, data_dir: str | None, *, rng: np.random.Generator | None = None) -> DatasetDict:
     questions = load_questions(source, data_dir=data_dir).drop(columns="explanation")  # no part of what is asked
+    if rng is not None:
+        questions = questions.iloc[rng.permutation(len(questions))]
     return DatasetDict(test=Dataset.from_pandas(questions, preserve_index=False))
 
 
@@ -27,7 +30,8 @@ def pubmedqa(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
 
 
 def mmlu_medical(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
-    return _load("mmlu_medical", data_dir)
+    # Published by subject; shuffled, so that --limit does not see the first subjects alone.
+    return _load("mmlu_medical", data_dir, rng=np.random.default_rng(0))
 
 
 def prompt(doc: dict[str, Any]) -> str:
