@@ -9,11 +9,14 @@ from typing import Any
 
 from bft_trl.data.commands import add_data_commands
 
+logger = logging.getLogger(__name__)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0, 1 where a check found something, 2 for bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.WARNING)  # rouge_score says at every start which tokenizer it takes
+    # What we say, and of libraries only what they warn of.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("bft_trl").setLevel(logging.INFO)
     args, passed_on = _parser().parse_known_args(argv)
     args.passed_on = passed_on
     if passed_on and args.run is not _eval:
@@ -115,8 +118,8 @@ def _score(args: argparse.Namespace) -> int:
     )
     for model, scores in result["models"].items():
         figures = ", ".join(f"{name} {scores[name]['mean']:.3f}" for name in scores if name not in ("n", "kind"))
-        logging.info("%s: n %d, %s", model, scores["n"], figures)
-    logging.info("Wrote scores.json and scores.parquet to %s", args.out)
+        logger.info("%s: n %d, %s", model, scores["n"], figures)
+    logger.info("Wrote scores.json and scores.parquet to %s", args.out)
     return 0
 
 
@@ -139,8 +142,8 @@ def _eval(args: argparse.Namespace) -> int:
         passed_on=args.passed_on,
     )
     for task, reason in missing.items():
-        logging.warning("Left out %s: %s", task, reason)
-    logging.info("Results and samples are in %s", args.out)
+        logger.warning("Left out %s: %s", task, reason)
+    logger.info("Results and samples are in %s", args.out)
     return int(bool(missing))
 
 
@@ -149,10 +152,10 @@ def _compare(args: argparse.Namespace) -> int:
 
     result = compare(args.runs, args.baseline, args.out, seed=args.seed, n_resamples=args.resamples)
     for row in result["rows"]:
-        logging.info(
+        logger.info(
             "%s, %s, %s: %.3f, baseline %.3f, difference %+.3f (%+.3f to %+.3f), p %.3f, Holm %.3f",
             *(row[key] for key in ("task", "metric", "run", "score", "baseline_score")),
             *(row[key] for key in ("difference", "low", "high", "p", "p_holm")),
         )
-    logging.info("Open %s", args.out / "index.html")
+    logger.info("Open %s", args.out / "index.html")
     return 0

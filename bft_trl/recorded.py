@@ -2,19 +2,18 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from bft_trl.atomic import write_text
 from bft_trl.data.evaluation_sets import load_background
 from bft_trl.data.tables import read_gmt, read_table, split_genes, write_parquet
 from bft_trl.scoring.floors import enrichment_floor, name_floors
-from bft_trl.scoring.names import SCORER_VERSION, Background, TextEncoder, recorded_name, score_names
+from bft_trl.scoring.names import SCORER_VERSION, Background, recorded_name, score_names
 
 logger = logging.getLogger(__name__)
 
@@ -70,15 +69,13 @@ def score_recorded(
         loaded, ranked = scorers(encoder, background_names)
         settings["encoder_fingerprint"] = loaded.fingerprint
     settings |= {"background_fingerprint": ranked.fingerprint if ranked else None, "scorer_version": SCORER_VERSION}
-    table = pd.concat(
-        [
-            _scored(truth, given, model, kind, loaded, ranked)
-            for (model, kind), given in tqdm(
-                answers.items(), desc="Scoring", disable=len(answers) * len(truth) < 20000
-            )
-        ],
-        ignore_index=True,
-    )
+    table = pd.concat([_answered(truth, given, *who) for who, given in answers.items()], ignore_index=True)
+    # All models at once: every text is encoded once.
+    columns = (table[column].tolist() for column in ("name", "predicted_name"))
+    table = pd.concat([table, score_names(*columns, encoder=loaded, background=ranked)], axis=1)
+    unnamed = (table["named"] == 0)[table["kind"] == "model"].groupby(table["model"], sort=False).agg(["sum", "size"])
+    for model, (count, size) in unnamed[unnamed["sum"] > 0].iterrows():
+        logger.info("%s: %d of %d answers hold no name", model, count, size)
     result = {"format": 1, "task": "gene_sets", "settings": settings, "models": summary(table)}
     write_parquet(out / "scores.parquet", table)
     write_text(out / "scores.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
@@ -146,28 +143,16 @@ def _predictions(path: Path, truth: pd.DataFrame, missing: str) -> dict[tuple[st
     return answers
 
 
-def _scored(
-    truth: pd.DataFrame,
-    given: pd.Series,
-    model: str,
-    kind: str,
-    encoder: TextEncoder | None,
-    background: Background | None,
-) -> pd.DataFrame:
-    names = truth.loc[given.index, "name"].tolist()
-    answers = [recorded_name(answer) for answer in given]
-    scores = score_names(names, answers, encoder=encoder, background=background)
-    unnamed = int((scores["named"] == 0).sum())
-    if unnamed and kind == "model":
-        logger.info("%s: %d of %d answers hold no name", model, unnamed, len(scores))
-    columns: Mapping[str, Any] = {
-        "model": model,
-        "kind": kind,
-        "id": given.index.to_numpy(),
-        "name": names,
-        "predicted_name": answers,
-    }
-    return pd.concat([pd.DataFrame(columns), scores], axis=1)
+def _answered(truth: pd.DataFrame, given: pd.Series, model: str, kind: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "model": model,
+            "kind": kind,
+            "id": given.index.to_numpy(),
+            "name": truth.loc[given.index, "name"].to_numpy(),
+            "predicted_name": pd.Series([recorded_name(answer) for answer in given], dtype=object),
+        }
+    )
 
 
 def _as_answers(truth: pd.DataFrame, given: Sequence[str]) -> pd.Series:

@@ -187,6 +187,25 @@ def test_all_groups_run_from_a_wheel(world, tmp_path):
     check_results(results_of(tmp_path / "out"))
 
 
+def test_an_adapter_is_compared_with_its_base(world, tmp_path):
+    """What lm-eval writes is what `compare` reads: adapter against base, which has the same settings."""
+    tasks = "bft_medqa,bft_medmcqa_gen,bft_gene_sets_go"
+    assert main(eval_command(world, tmp_path / "tuned", tasks=tasks)) == 0
+    assert main(eval_command(world, tmp_path / "base", "--base-only", tasks=tasks)) == 0
+    assert "peft" not in results_of(tmp_path / "base")["config"]["model_args"]
+    runs = [str(tmp_path / name) for name in ("tuned", "base")]
+    assert main(["compare", *runs, "--baseline", "base", "--out", str(tmp_path / "out"), "--resamples", "99"]) == 0
+    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert {(row["task"], row["metric"]) for row in result["rows"]} == {
+        *(("bft_medqa", "acc"), ("bft_medmcqa_gen", "acc"), ("bft_medmcqa_gen", "readable")),
+        *(("bft_gene_sets_go", m) for m in ("rouge1", "rouge2", "rougeL", "similarity", "percentile", "named")),
+    }
+    # a new adapter is the base model
+    assert all(row["difference"] == 0 for row in result["rows"])
+    floors = {row["metric"] for row in result["reference_rows"] if row["kind"] == "floor"}
+    assert floors == {"acc", "rouge1", "rouge2", "rougeL", "similarity", "percentile"}
+
+
 def test_a_missing_file_leaves_out_its_task_only(world, tmp_path, caplog):
     shutil.copytree(world / "data", tmp_path / "data")
     (tmp_path / "data" / "medqa_test.parquet").unlink()

@@ -5,6 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 
 def add_data_commands(commands: Any) -> None:
     """Adds `data` and what is under it to the subcommands of a parser."""
@@ -90,7 +92,7 @@ def _gene_sets(args: argparse.Namespace) -> int:
         analysis=not args.names_only,
         seed=args.seed,
     )
-    logging.info("Wrote %d training and %d evaluation rows to %s", len(tables["train"]), len(tables["eval"]), args.out)
+    logger.info("Wrote %d training and %d evaluation rows to %s", len(tables["train"]), len(tables["eval"]), args.out)
     return 0
 
 
@@ -132,7 +134,7 @@ def _medical(args: argparse.Namespace) -> int:
         reasoning=not args.no_reasoning,
         seed=args.seed,
     )
-    logging.info("Wrote %d training and %d evaluation rows to %s", len(tables["train"]), len(tables["eval"]), args.out)
+    logger.info("Wrote %d training and %d evaluation rows to %s", len(tables["train"]), len(tables["eval"]), args.out)
     return 0
 
 

@@ -27,10 +27,12 @@ def rouge_scores(references: Sequence[str], answers: Sequence[str]) -> dict[str,
     Source: GeneAgent (Nature Methods 2025), evaluate.ipynb.
     """
     from rouge_score.rouge_scorer import RougeScorer  # takes two seconds to import
+    from tqdm.auto import tqdm
 
     scorer = RougeScorer(list(ROUGE), use_stemmer=True)
     scores = {metric: np.zeros(len(answers)) for metric in ROUGE}
-    for i, (reference, answer) in enumerate(zip(references, answers, strict=True)):
+    pairs = tqdm(zip(references, answers, strict=True), "ROUGE", len(answers), disable=len(answers) < 20_000)
+    for i, (reference, answer) in enumerate(pairs):
         for metric, score in scorer.score(cleaned_reference(reference), cleaned_answer(answer)).items():
             scores[metric][i] = score.fmeasure
     return scores
