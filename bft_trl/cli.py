@@ -153,7 +153,7 @@ def _compare(args: argparse.Namespace) -> int:
     result = compare(args.runs, args.baseline, args.out, seed=args.seed, n_resamples=args.resamples)
     for row in result["rows"]:
         logger.info(
-            "%s, %s, %s: %.3f, baseline %.3f, difference %+.3f (%+.3f to %+.3f), p %.3f, Holm %.3f",
+            "%s, %s, %s: %.3f, baseline %.3f, difference %+.3f (%+.3f to %+.3f), p %.2g, Holm %.2g",
             *(row[key] for key in ("task", "metric", "run", "score", "baseline_score")),
             *(row[key] for key in ("difference", "low", "high", "p", "p_holm")),
         )

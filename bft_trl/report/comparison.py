@@ -39,7 +39,7 @@ def compare(
     if seed < 0:
         raise ValueError(f"`seed={seed}` must be 0 or more.")
     base, others, references = _gather(runs, baseline)
-    problems = [problem for run in [*others, *references] for problem in differences(base, run)]
+    problems = [problem for run in others for problem in differences(base, run)]
     if problems:
         raise ValueError("These runs cannot be compared:\n  " + "\n  ".join(problems))
     tasks = {name: scores for name, scores in base.tasks.items() if any(name in run.tasks for run in others)}
@@ -102,7 +102,8 @@ def _gather(specs: Sequence[str], baseline: str) -> tuple[Run, list[Run], list[R
     if not others:
         raise ValueError("`runs`: nothing to compare with the baseline; name another run.")
     references = {run.name: aligned(base, run) for run in loaded if run.kind != "model"}
-    return base, others, list(references.values())
+    # A floor on other documents (of a model that has answered only some) is none for these.
+    return base, others, [run for run in references.values() if not differences(base, run)]
 
 
 def _parse(spec: str) -> tuple[str | None, list[Path]]:

@@ -35,7 +35,7 @@ def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
     most = max(len(rows) + len(floors[panel]) for panel, rows in panels.items())
     # Text in an SVG stays text; the same comparison gives the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bft_trl", "font.size": 9}):
-        figure = Figure(figsize=(_WIDTH * columns, lines * (most * _ROW + 0.9) + 0.4), layout="constrained")
+        figure = Figure(figsize=(_WIDTH * columns, lines * (most * _ROW + 1.0) + 0.4), layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False).flatten()
         for axis, (panel, rows) in zip(axes, panels.items(), strict=False):
             _draw(axis, panel, rows, floors[panel])
@@ -74,7 +74,9 @@ def _draw(axis: Any, panel: tuple[str, str], rows: list[Mapping[str, Any]], floo
     axis.margins(x=0.15)
     axis.spines[["top", "right"]].set_visible(False)
     task, metric = panel
-    axis.set_title(f"{task}, {metric} (n = {rows[0]['n']}, baseline {rows[0]['baseline_score']:.3g})", fontsize=9)
+    axis.set_title(
+        f"{task}, {metric}\n(n = {rows[0]['n']}, baseline {rows[0]['baseline_score']:.3g})", fontsize=9, loc="left"
+    )
 
 
 def _plain(name: str) -> str:

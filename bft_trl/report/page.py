@@ -47,7 +47,7 @@ def _environment(*, autoescape: bool) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "signed": _signed, "p": _p, "cell": _cell}
+    environment.filters |= {"number": _number, "signed": _signed, "p": _p, "cell": _cell, "reference": _reference}
     return environment
 
 
@@ -64,6 +64,11 @@ def _signed(value: float) -> str:
 
 def _p(value: float) -> str:
     return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
+
+
+def _reference(row: Mapping[str, Any]) -> str:
+    """The name of what stands beside the runs; those of floors and oracles say already that they are."""
+    return row["name"] if row["kind"] in ("floor", "oracle") else f"{row['name']} ({row['kind']})"
 
 
 def _cell(value: Any) -> str:
