@@ -257,6 +257,24 @@ def test_the_base_is_quantized_as_in_training(world, tmp_path, monkeypatch):
     assert not seen
 
 
+def test_plain_lm_eval_takes_a_base_that_was_saved_in_nf4(world, tmp_path):
+    """The way that docs/evaluation.md gives, since `load_in_4bit=True` fails."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    AutoModelForCausalLM.from_pretrained(world / "base", quantization_config=nf4).save_pretrained(tmp_path / "nf4")
+    AutoTokenizer.from_pretrained(world / "base").save_pretrained(tmp_path / "nf4")
+    command = [
+        *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--tasks", "bft_medqa"),
+        *("--model_args", f"pretrained={tmp_path / 'nf4'},peft={world / 'adapter'}"),
+        *("--include_path", str(ROOT / "eval_tasks"), "--metadata", json.dumps({"data_dir": str(world / "data")})),
+        *("--log_samples", "--output_path", str(tmp_path / "out")),
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert results_of(tmp_path / "out")["results"]["bft_medqa"]["sample_len"] == 2
+
+
 def test_what_the_run_folder_says(world, tmp_path):
     run = read_run(None, world / "adapter")
     assert (run.base, run.tokenizer, run.quantization) == (str(world / "base"), str(world / "adapter"), None)

@@ -47,7 +47,8 @@ def _environment(*, autoescape: bool) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "signed": _signed, "p": _p, "cell": _cell, "reference": _reference}
+    filters: dict[str, Any] = {"number": _number, "signed": _signed, "p": _p, "cell": _cell, "reference": _reference}
+    environment.filters |= filters
     return environment
 
 
