@@ -83,7 +83,13 @@ def cached_vectors(encoder: Encoder, texts: Sequence[str], *, cache: Path | None
     content = hashlib.sha256("\n".join([encoder.fingerprint, *texts]).encode()).hexdigest()[:16]
     file = cache / f"{content}.npy"
     if file.is_file():
-        return np.load(file), content
+        try:
+            vectors = np.load(file)  # never unpickles
+        except (ValueError, EOFError) as error:
+            logger.warning("%s is damaged (%s): encoding anew.", file, error)
+        else:
+            if len(vectors) == len(texts):
+                return vectors, content
     logger.info("Encoding %d texts with %s, once; kept in %s", len(texts), encoder.model, file)
     vectors = encoder.encode(texts)
     with replacing(file) as temporary:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,11 @@ def evaluate(
         logger.warning("Left out %s: %s", task, reason)
     if run.quantization is not None:
         _register_quantized(run.quantization)
+    # lm-eval only warns where it cannot save, after all the work.
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise OSError(f"`out={str(out)!r}` cannot be written to.")
+    before = set(out.rglob("results_*.json"))
     arguments = [
         *("--model", QUANTIZED if run.quantization is not None else "hf"),
         *("--model_args", json.dumps(run.model_args())),
@@ -136,6 +142,8 @@ def evaluate(
         cli_evaluate()
     finally:
         sys.argv = own
+    if not set(out.rglob("results_*.json")) - before:
+        raise OSError(f"lm-eval saved no results in {out}; its last lines say why.")
     return missing
 
 

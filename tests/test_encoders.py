@@ -91,6 +91,9 @@ def test_vectors_are_computed_once(tmp_path, monkeypatch):
     _, other_content = cached_vectors(encoder, TEXTS[:2], cache=tmp_path / "cache")
     assert content != other_content
     assert len(list((tmp_path / "cache").iterdir())) == 2
+    file = tmp_path / "cache" / f"{content}.npy"
+    file.write_bytes(file.read_bytes()[:-50])  # damaged: made anew
+    assert np.array_equal(cached_vectors(encoder, TEXTS, cache=tmp_path / "cache")[0], vectors)
     monkeypatch.setattr(encoder, "encode", None)  # from here on only the file can answer
     again, same = cached_vectors(encoder, TEXTS, cache=tmp_path / "cache")
     assert same == content

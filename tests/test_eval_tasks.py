@@ -225,6 +225,12 @@ def test_all_data_missing_is_an_error(world, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_out_that_is_no_folder_stops_before_the_work(world, tmp_path, capsys):
+    (tmp_path / "out").write_text("a file")
+    assert main(eval_command(world, tmp_path / "out", tasks="bft_medqa")) == 2
+    assert "File exists" in capsys.readouterr().err
+
+
 def test_an_unknown_encoder_stops_before_anything_is_loaded(world, tmp_path, capsys):
     command = eval_command(world, tmp_path / "out", "--encoder", str(tmp_path / "no"), tasks="bft_gene_sets_go")
     assert main(command) == 2
