@@ -14,7 +14,7 @@ from bft_trl.atomic import replacing, write_text
 from bft_trl.report.floors import floors_of
 from bft_trl.report.published import PUBLISHED
 from bft_trl.report.runs import Run, TaskScores, aligned, combined, differences, load_runs
-from bft_trl.report.statistics import holm, paired_interval, paired_test, smallest_difference
+from bft_trl.report.statistics import MCNEMAR, holm, paired_interval, paired_test, smallest_difference
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,9 @@ def _rows(
                 "high": interval.high,
                 "p": test.p,
                 "test": test.name,
-                "smallest_difference": smallest_difference(a - b, binary=test.name.startswith("McNemar")),
+                "smallest_difference": smallest_difference(
+                    a - b, binary=test.name == MCNEMAR and (a.any() or b.any())
+                ),
                 "n_seeds": len(means),
                 "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
             }

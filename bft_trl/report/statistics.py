@@ -7,6 +7,7 @@ import numpy as np
 
 ALPHA = 0.05
 POWER = 0.8
+MCNEMAR = "McNemar, exact"
 # Numbers held at once when resampling: memory does not grow with documents times resamples.
 _BATCH = 2_000_000
 
@@ -60,7 +61,7 @@ def paired_test(a: np.ndarray, b: np.ndarray, *, rng: np.random.Generator, n_res
         from statsmodels.stats.contingency_tables import mcnemar
 
         table = [[np.sum((a == i) & (b == j)) for j in (0, 1)] for i in (0, 1)]
-        return Test(float(mcnemar(table, exact=True).pvalue), "McNemar, exact")
+        return Test(float(mcnemar(table, exact=True).pvalue), MCNEMAR)
     name = "permutation, paired"
     if np.array_equal(a, b):
         return Test(1.0, name)

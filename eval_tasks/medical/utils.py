@@ -10,10 +10,10 @@ from bft_trl.prompts import choice_prompt
 from bft_trl.scoring.multiple_choice import choice_scores
 
 
-def _load(source: str, data_dir: str | None, *, rng: np.random.Generator | None = None) -> DatasetDict:
+def _load(source: str, data_dir: str | None, *, shuffle: bool = False) -> DatasetDict:
     questions = load_questions(source, data_dir=data_dir).drop(columns="explanation")  # no part of what is asked
-    if rng is not None:
-        questions = questions.iloc[rng.permutation(len(questions))]
+    if shuffle:  # --limit takes the first documents: in a seeded order they are a sample
+        questions = questions.iloc[np.random.default_rng(0).permutation(len(questions))]
     return DatasetDict(test=Dataset.from_pandas(questions, preserve_index=False))
 
 
@@ -26,12 +26,13 @@ def medmcqa(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
 
 
 def pubmedqa(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
-    return _load("pubmedqa", data_dir)
+    # Published by answer.
+    return _load("pubmedqa", data_dir, shuffle=True)
 
 
 def mmlu_medical(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
-    # Published by subject; shuffled, so that --limit does not see the first subjects alone.
-    return _load("mmlu_medical", data_dir, rng=np.random.default_rng(0))
+    # Published by subject.
+    return _load("mmlu_medical", data_dir, shuffle=True)
 
 
 def prompt(doc: dict[str, Any]) -> str:
