@@ -156,6 +156,9 @@ def test_floors_and_published_figures_stand_beside_the_runs(runs, tmp_path):
     page = (tmp_path / "o" / "index.html").read_text()
     assert "published, not re-run" in page
     assert page.count("GeneAgent") >= 7
+    # base is right in a quarter of the cases, as chance is; good in half
+    assert "<li>bft_medqa, acc: base (0.250); floor: chance 0.250</li>" in page
+    assert "- bft_medqa, acc: base (0.250); floor: chance 0.250" in (tmp_path / "o" / "comparison.md").read_text()
 
 
 def test_published_figures_are_those_of_the_paper():

@@ -157,6 +157,8 @@ def _rows(
             raise ValueError(f"{task}: '{run.name}' or '{base.name}' has documents without a number for {metric}.")
         interval = paired_interval(a - b, rng=rng, n_resamples=n_resamples)
         test = paired_test(a, b, rng=rng, n_resamples=n_resamples)
+        # Scores that are all 0 are of no kind.
+        binary = test.name == MCNEMAR and bool(a.any() or b.any())
         means = run.tasks[task].seed_means.get(metric, [float(a.mean())])
         rows.append(
             {
@@ -171,9 +173,7 @@ def _rows(
                 "high": interval.high,
                 "p": test.p,
                 "test": test.name,
-                "smallest_difference": smallest_difference(
-                    a - b, binary=test.name == MCNEMAR and (a.any() or b.any())
-                ),
+                "smallest_difference": smallest_difference(a - b, binary=binary),
                 "n_seeds": len(means),
                 "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
             }

@@ -1,7 +1,7 @@
 """A comparison as a page: Markdown, and one HTML file that needs nothing else."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bft_trl.report.statistics import ALPHA
@@ -22,8 +22,9 @@ def html_page(result: Mapping[str, Any], svg: str) -> str:
 
 
 def _context(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What both templates show."""
+    """What both templates show; `below` are the runs that do no better than the highest floor."""
     tasks = []
+    below: list[dict[str, Any]] = []
     for task, described in result["tasks"].items():
         metrics: dict[str, dict[str, Any]] = {}
         for row in result["rows"]:
@@ -31,10 +32,27 @@ def _context(result: Mapping[str, Any]) -> dict[str, Any]:
                 entry = metrics.setdefault(row["metric"], {"rows": [], "baseline": row["baseline_score"]})
                 entry["rows"].append(row | {"found": row["p_holm"] < ALPHA})
         references = [row for row in result["reference_rows"] if row["task"] == task]
+        below += [
+            {"task": task, "metric": metric} | under
+            for metric, entry in metrics.items()
+            if (under := _under_a_floor(result["baseline"], metric, entry, references))
+        ]
         tasks.append({"name": task, "metrics": metrics, "references": references} | described)
     everywhere = [row for row in result["reference_rows"] if row["task"] == "all"]
     found = [row for row in result["rows"] if row["p_holm"] < ALPHA]
-    return dict(result) | {"tasks": tasks, "everywhere": everywhere, "found": found, "alpha": ALPHA}
+    return dict(result) | {"tasks": tasks, "below": below, "everywhere": everywhere, "found": found, "alpha": ALPHA}
+
+
+def _under_a_floor(
+    baseline: str, metric: str, entry: Mapping[str, Any], references: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    floors = [row for row in references if row["metric"] == metric and row["kind"] == "floor"]
+    if not floors:
+        return None
+    best = max(floors, key=lambda row: row["value"])
+    scores = {baseline: entry["baseline"]} | {row["run"]: row["score"] for row in entry["rows"]}
+    under = [f"{name} ({_number(score)})" for name, score in scores.items() if score <= best["value"]]
+    return {"floor": best, "runs": under} if under else None
 
 
 def _environment(*, autoescape: bool) -> Any:
