@@ -1,8 +1,8 @@
 """Files that are written whole or not at all: a reader sees the old file or the new one, never a part."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
@@ -16,6 +16,24 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_folder(out: Path) -> None:
+    """Raises ValueError where `out` cannot be a folder to write into; makes nothing."""
+    for place in (out, *out.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise ValueError(f"`out={str(out)!r}`: {place} is a file; name a folder.")
+            if not os.access(place, os.W_OK):
+                raise ValueError(f"`out={str(out)!r}`: {place} cannot be written to; name another folder.")
+            return
+
+
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Writes files that belong together: all are on the disk before the first one takes its place."""
+    with ExitStack() as stack:
+        for path, content in files.items():
+            stack.enter_context(replacing(path)).write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:

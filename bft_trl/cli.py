@@ -136,7 +136,7 @@ def _eval(args: argparse.Namespace) -> int:
     settings = {"data_dir": args.data_dir, "encoder": args.encoder, "background": args.background}
     missing = evaluate(
         run,
-        args.tasks.split(","),
+        [task.strip() for task in args.tasks.split(",") if task.strip()],
         args.out,
         metadata={name: str(value) for name, value in settings.items() if value is not None},
         passed_on=args.passed_on,

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import zipfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -40,7 +41,7 @@ class Encoder:
         """Unit vectors of `texts`, shape (N, D), float32. Each text is computed once; none give (0, D)."""
         unique = list(dict.fromkeys(texts))
         if not unique:
-            return np.zeros((0, self._encoder.get_embedding_dimension()), dtype=np.float32)
+            return np.zeros((0, self.dimension), dtype=np.float32)
         vectors = self._encoder.encode(
             unique,
             batch_size=self.batch_size,
@@ -50,6 +51,11 @@ class Encoder:
         )
         rows = {text: i for i, text in enumerate(unique)}
         return vectors[[rows[text] for text in texts]].astype(np.float32)
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector."""
+        return self._encoder.get_embedding_dimension()
 
     @property
     def fingerprint(self) -> str:
@@ -85,15 +91,18 @@ def cached_vectors(encoder: Encoder, texts: Sequence[str], *, cache: Path | None
     if file.is_file():
         try:
             vectors = np.load(file)  # never unpickles
-        except (ValueError, EOFError) as error:
-            logger.warning("%s is damaged (%s): encoding anew.", file, error)
-        else:
-            if len(vectors) == len(texts):
+            if vectors.shape == (len(texts), encoder.dimension):
                 return vectors, content
+            logger.warning("%s is damaged (shape %s): encoding anew.", file, vectors.shape)
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("%s is damaged (%s): encoding anew.", file, error)
     logger.info("Encoding %d texts with %s, once; kept in %s", len(texts), encoder.model, file)
     vectors = encoder.encode(texts)
-    with replacing(file) as temporary:
-        np.save(temporary, vectors)
+    try:
+        with replacing(file) as temporary:
+            np.save(temporary, vectors)
+    except OSError as error:
+        logger.warning("%s cannot be kept (%s): the next run will encode again.", file, error)
     return vectors, content
 
 

@@ -2,12 +2,15 @@
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from bft_trl.atomic import check_folder
+from bft_trl.data.evaluation_sets import load_background
+from bft_trl.data.tables import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +74,12 @@ def read_run(
                 f"`adapter={str(adapter)!r}` has no adapter_config.json: name the folder that training wrote "
                 "(its output_dir or a checkpoint). A whole model goes into `model`."
             )
-        model = model or json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        model = model or read_json_object(file).get("base_model_name_or_path")
         if not model:
             raise ValueError(f"{file} names no base model: give it with `model`.")
         loading = adapter / "base_model.json"
         if loading.is_file():
-            quantization = json.loads(loading.read_text(encoding="utf-8"))["quantization"]
+            quantization = read_json_object(loading).get("quantization")
         elif load_in_4bit is None:
             logger.warning("%s does not say whether the base was quantized: loading it as it is.", adapter)
         if (adapter / "tokenizer_config.json").is_file():
@@ -111,6 +114,10 @@ def evaluate(
     """
     from lm_eval.__main__ import cli_evaluate
 
+    ours = {"--output_path", "-o", "--log_samples", "--model_args"}
+    taken = [flag for flag in passed_on if flag.split("=")[0] in ours]
+    if taken:
+        raise ValueError(f"`{taken[0]}` is set by `bft-trl eval` itself; use --out, --model and --adapter.")
     settings = dict(metadata or {})
     present, missing = available(tasks, settings)
     if not present:
@@ -119,10 +126,7 @@ def evaluate(
         logger.warning("Left out %s: %s", task, reason)
     if run.quantization is not None:
         _register_quantized(run.quantization)
-    # lm-eval only warns where it cannot save, after all the work.
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
-        raise OSError(f"`out={str(out)!r}` cannot be written to.")
+    check_folder(out)  # lm-eval only warns where it cannot save, after all the work
     before = set(out.rglob("results_*.json"))
     arguments = [
         *("--model", QUANTIZED if run.quantization is not None else "hf"),
@@ -168,12 +172,15 @@ def available(tasks: Sequence[str], metadata: Mapping[str, Any]) -> tuple[list[s
         found = []
         for member in members:
             config = load_yaml(index[member].yaml_path, resolve_func=True)
+            scored = "class" in config and metadata.get("encoder") != "none"
             try:
                 config["custom_dataset"](**metadata)
+                if scored and metadata.get("background") != "none":
+                    load_background(metadata.get("background"), data_dir=metadata.get("data_dir"))
                 found.append(member)
             except OSError as error:
                 missing[member] = str(error)
-            if member in found and "class" in config and metadata.get("encoder") != "none":
+            if member in found and scored:
                 from bft_trl.encoders import MEDCPT, load_encoder
 
                 load_encoder(metadata.get("encoder", MEDCPT))

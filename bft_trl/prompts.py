@@ -8,7 +8,7 @@ LETTERS = "ABCDEFGHIJ"
 # Genes whose full names the analysis mentions: enough to ground it, short enough for a laptop.
 GENES_IN_ANALYSIS = 3
 
-_PROCESS_LINE = re.compile(r"^[\s*#]*process[\s*]*:[ \t*]*(.*)$", re.IGNORECASE | re.MULTILINE)
+_PROCESS_LINE = re.compile(r"^[ \t*#]*process[ \t*]*:[ \t*]*(.*)$", re.IGNORECASE | re.MULTILINE)
 
 
 def gene_set_prompt(genes: Sequence[str], *, analysis: bool = True) -> str:
@@ -59,6 +59,11 @@ def parse_process(answer: str) -> str | None:
     return None if name.lower() in ("", "<name>", "process") else name
 
 
+def has_process_line(answer: str) -> bool:
+    """Whether an answer has a `Process:` line, with a name on it or without."""
+    return bool(_PROCESS_LINE.search(answer))
+
+
 def lettered(options: Sequence[str]) -> dict[str, str]:
     """Options under the labels A, B, C, ..., as [`choice_prompt`] takes them."""
     if not 2 <= len(options) <= len(LETTERS):
@@ -71,14 +76,14 @@ def choice_prompt(question: str, choices: Mapping[str, str], *, context: str = "
 
     Args:
         question: the question.
-        choices: label to option, such as [`lettered`] makes them. Options without text ({"yes": "", "no": ""}) are
-            not listed: their label says all.
+        choices: label to option, such as [`lettered`] makes them. Where no option has a text ({"yes": "", "no": ""})
+            they are not listed: their labels say all.
         context: what the question is about, such as an abstract; goes first.
         reasoning: ask for the reasoning before the answer.
     """
     if not question.strip():
         raise ValueError("`question` is empty.")
-    listed = "\n".join(f"{label}. {option}" for label, option in choices.items() if option)
+    listed = "\n".join(f"{label}. {option}" for label, option in choices.items()) if any(choices.values()) else ""
     labels = list(choices)
     wanted = "letter" if listed else f"{', '.join(labels[:-1])} or {labels[-1]}"
     ending = f'Think step by step, then write "Answer: <{wanted}>" on the last line.'
@@ -99,17 +104,30 @@ def parse_choice(answer: str, labels: Sequence[str]) -> str | None:
     nothing but the label. "Answer: A or B" names two. "Answer: A patient ..." names none: the A is an article.
     """
     any_label = "|".join(re.escape(label) for label in labels)
+    opening, closing = r"[\s*_(\[\"'<`{]*", r"[*_)\]\"'>`}]*"
     # A label, not the first letter of a word or an article: something other than a word follows, or it is no "A".
-    label = rf"[\s*_(\[\"'<]*({any_label})(?![\w'\u2019-])(?=[^\S\n]*(?:$|[^\w\s])|(?<!a)[^\S\n])"
-    second = rf"[\s*_)\].\"']*(?:,|/|&|\+|\bor\b|\band\b)+[\s*_(\[\"']*(?:{any_label})(?![\w'\u2019-])"
+    label = rf"({any_label})(?![\w'\u2019-])(?=[^\S\n]*(?:$|[^\w\s])|(?<!a)[^\S\n])"
     flags = re.IGNORECASE | re.MULTILINE
     for lead in (r"\banswer[\s*_]*:", r"\banswer\s+is:?"):
-        found = list(re.finditer(lead + label, answer, flags))
-        if found:
-            if re.match(second, answer[found[-1].end() :], flags):
-                return None
-            return _as_given(found[-1][1], labels)
-    alone = re.fullmatch(rf"[\s*_(\[\"']*({any_label})[\s*_)\].\"']*", answer, flags)
+        found = list(re.finditer(rf"{lead}{opening}(?:\\boxed\{{)?{label}", answer, flags))
+        if not found:
+            continue
+        *_, line = answer[: found[-1].start()].rsplit("\n", 1)
+        on_the_line = {match[1].lower() for match in found if match.start() >= found[-1].start() - len(line)}
+        # A second label stands near the first; all of a long line would take quadratic time.
+        rest = answer[found[-1].end() :][:200].split("\n", 1)[0]
+        # "or C", "and (C)"; ", C" and "C" alone up to the end or to the next one, since "B, C. difficile" names B.
+        more = rf"(?:{any_label})(?![\w'\u2019-])[\s*_)\].\"'`]*(?:$|[,/&+;|]|\bor\b|\band\b)"
+        seconds = (
+            rf"{closing}[\s,(]*(?:\bor\b|\band\b){opening}{label}",
+            rf"{closing}[ \t,/&+;|(]+{opening}{more}",
+        )
+        if len(on_the_line) > 1 or any(re.match(second, rest, flags) for second in seconds):
+            return None
+        if re.search(rf"\bor\s+[(\[\"'*]*(?:{any_label})[.)]", rest, flags):  # "B. Metoprolol or C. Verapamil"
+            return None
+        return _as_given(found[-1][1], labels)
+    alone = re.fullmatch(rf"{opening}({any_label})[\s*_)\].\"'`}}]*", answer, flags)
     return _as_given(alone[1], labels) if alone else None
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bft_trl.atomic import write_text
+from bft_trl.atomic import check_folder, write_files
 from bft_trl.data.evaluation_sets import load_background
-from bft_trl.data.tables import read_gmt, read_table, split_genes, write_parquet
+from bft_trl.data.tables import ids_as_text, read_gmt, read_table, split_genes
+from bft_trl.encoders import Encoder, cached_vectors, load_encoder
 from bft_trl.scoring.floors import enrichment_floor, name_floors
-from bft_trl.scoring.names import SCORER_VERSION, Background, recorded_name, score_names
+from bft_trl.scoring.names import ANSWER_COLUMNS, SCORER_VERSION, Background, recorded_name, score_names
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ def score_recorded(
 
     Raises ValueError or FileNotFoundError for bad input, before anything is encoded or written.
     """
+    check_folder(out)
+    if seed < 0:
+        raise ValueError(f"`seed={seed}` must be 0 or more.")
     truth = _references(references, need_genes=gmt is not None)
     answers = _predictions(predictions, truth, missing)
     if background is not None and encoder is None:
@@ -59,14 +63,21 @@ def score_recorded(
         library = read_gmt(gmt)
         # Terms of MSigDB's and Enrichr's GO libraries.
         oracle = library["id"].str.startswith(("GO:", "GOBP_")).any() and truth.index.str.startswith("GO:").any()
-        label = f"oracle: {gmt.name} (a GO library on GO sets)" if oracle else f"floor: enrichment, {gmt.name}"
-        found = enrichment_floor(truth["genes"].tolist(), dict(zip(library["name"], library["genes"], strict=True)))
-        answers[label, "oracle" if oracle else "floor"] = _as_answers(truth, found)
+        label = f"oracle: {gmt.name} (a GO library on GO sets)" if oracle else f"enrichment: {gmt.name}"
+        # Terms that read the same ("DNA_REPAIR", "DNA repair (GO:0006281)") are one answer.
+        genes = library.groupby("name", sort=False)["genes"].agg(lambda sets: sorted(set().union(*sets)))
+        found = enrichment_floor(truth["genes"].tolist(), genes.to_dict())
+        answers[label, "oracle" if oracle else "enrichment"] = _as_answers(truth, found)
 
-    loaded, ranked = None, None
+    loaded: Encoder | None = None
+    ranked: Background | None = None
     settings = {"encoder": encoder, "background": background and str(background), "encoder_fingerprint": None}
     if encoder is not None:
-        loaded, ranked = scorers(encoder, background_names)
+        loaded = load_encoder(encoder)
+        if background_names is None:
+            logger.info("No `background` names: percentile is left out.")
+        else:
+            ranked = Background(*cached_vectors(loaded, background_names))
         settings["encoder_fingerprint"] = loaded.fingerprint
     settings |= {"background_fingerprint": ranked.fingerprint if ranked else None, "scorer_version": SCORER_VERSION}
     table = pd.concat([_answered(truth, given, *who) for who, given in answers.items()], ignore_index=True)
@@ -77,22 +88,14 @@ def score_recorded(
     for model, (count, size) in unnamed[unnamed["sum"] > 0].iterrows():
         logger.info("%s: %d of %d answers hold no name", model, count, size)
     result = {"format": 1, "task": "gene_sets", "settings": settings, "models": summary(table)}
-    write_parquet(out / "scores.parquet", table)
-    write_text(out / "scores.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    described = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    write_files({out / "scores.parquet": table.to_parquet(index=False), out / "scores.json": described.encode()})
     return result
-
-
-def scorers(encoder: str, background: Sequence[str] | None) -> tuple[Any, Background | None]:
-    """The loaded encoder, and the background names as its vectors."""
-    from bft_trl.encoders import cached_vectors, load_encoder
-
-    loaded = load_encoder(encoder)
-    return loaded, Background(*cached_vectors(loaded, background)) if background is not None else None
 
 
 def summary(table: pd.DataFrame) -> dict[str, Any]:
     """Per model: n, kind, and each metric's mean and standard error (None for a single set)."""
-    metrics = [c for c in table.columns if c not in ("model", "kind", "id", "name", "predicted_name")]
+    metrics = [column for column in table.columns if column not in ANSWER_COLUMNS]
     models = {}
     for (model, kind), rows in table.groupby(["model", "kind"], sort=False):
         models[model] = {"n": len(rows), "kind": kind} | {
@@ -107,7 +110,7 @@ def summary(table: pd.DataFrame) -> dict[str, Any]:
 
 def _references(path: Path, *, need_genes: bool) -> pd.DataFrame:
     table = read_table(path, ["id", "name", *(["genes"] if need_genes else [])])
-    table = table.assign(id=table["id"].astype(str))
+    table = table.assign(id=_ids(path, table))
     _no_duplicates(path, table["id"])
     unnamed = table["id"][~table["name"].map(lambda name: isinstance(name, str) and bool(name.strip()))]
     if len(unnamed):
@@ -122,8 +125,14 @@ def _predictions(path: Path, truth: pd.DataFrame, missing: str) -> dict[tuple[st
     if missing not in MISSING:
         raise ValueError(f"`missing={missing!r}` is not known: choose one of {', '.join(MISSING)}.")
     table = read_table(path, ["id", "predicted_name"])
-    models = table["model"].astype(str) if "model" in table else pd.Series(path.stem, index=table.index)
-    table = table.assign(id=table["id"].astype(str), model=models)
+    models = table["model"] if "model" in table else pd.Series(path.stem, index=table.index)
+    bad = models[models.isna() | models.astype(str).str.match(r"\s*$|floor: |oracle: |enrichment: ")]
+    if len(bad):
+        raise ValueError(
+            f"{path}: model {bad.iloc[0]!r} in row {bad.index[0]} (counted from 0): name every model, and none like "
+            "the rows that stand beside them (floor:, oracle:, enrichment:)."
+        )
+    table = table.assign(id=_ids(path, table), model=models.astype(str))
     unknown = table["id"][~table["id"].isin(truth.index)]
     if len(unknown):
         raise ValueError(f"{path}: {len(unknown)} ids are not among the references: {_some(unknown)}.")
@@ -135,8 +144,8 @@ def _predictions(path: Path, truth: pd.DataFrame, missing: str) -> dict[tuple[st
         if len(absent) and missing == "error":
             raise ValueError(
                 f"{path}: model {model!r} has no prediction for {len(absent)} of {len(truth)} references: "
-                f'{_some(absent)}. Use missing="unnamed" to count them as no answer, or missing="skip" to score '
-                "the others alone."
+                f"{_some(absent)}. With `missing` unnamed they count as no answer, with skip the others are "
+                "scored alone."
             )
         wanted = truth.index if missing == "unnamed" else truth.index.intersection(given.index, sort=False)
         answers[str(model), "model"] = given.reindex(wanted)
@@ -155,6 +164,13 @@ def _answered(truth: pd.DataFrame, given: pd.Series, model: str, kind: str) -> p
     )
 
 
+def _ids(path: Path, table: pd.DataFrame) -> pd.Series:
+    ids = ids_as_text(table["id"])
+    if ids.isna().any():
+        raise ValueError(f"{path}: no id in row {ids.isna().idxmax()} (counted from 0).")
+    return ids
+
+
 def _as_answers(truth: pd.DataFrame, given: Sequence[str]) -> pd.Series:
     return pd.Series(list(given), index=truth.index)
 
@@ -167,4 +183,4 @@ def _no_duplicates(path: Path, ids: pd.Series, whose: str = "") -> None:
 
 def _some(ids: pd.Series | pd.Index) -> str:
     unique = list(dict.fromkeys(ids))
-    return ", ".join(map(str, unique[:5])) + (f" and {len(unique) - 5} more" if len(unique) > 5 else "")
+    return ", ".join(repr(name) for name in unique[:5]) + (f" and {len(unique) - 5} more" if len(unique) > 5 else "")

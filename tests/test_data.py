@@ -164,6 +164,7 @@ def test_build_end_to_end(databases, tmp_path):
 def test_genes_from_lists_and_text():
     for genes in ("A B,C;D", "A, B, C, D", "A/B|C/D", "['A', 'B', 'C', 'D']", list("ABCD"), np.array(list("ABCD"))):
         assert split_genes(genes) == ["A", "B", "C", "D"]
+    assert split_genes(["C", None, " D ", "", float("nan")]) == ["C", "D"]
     assert split_genes("  ") == split_genes(None) == split_genes(float("nan")) == []
 
 

@@ -94,6 +94,12 @@ def test_vectors_are_computed_once(tmp_path, monkeypatch):
     file = tmp_path / "cache" / f"{content}.npy"
     file.write_bytes(file.read_bytes()[:-50])  # damaged: made anew
     assert np.array_equal(cached_vectors(encoder, TEXTS, cache=tmp_path / "cache")[0], vectors)
+    for damage in (b"PK", b"", np.save):
+        with file.open("wb") as opened:
+            damage(opened, np.zeros((4, 3))) if callable(damage) else opened.write(damage)
+        assert np.array_equal(cached_vectors(encoder, TEXTS, cache=tmp_path / "cache")[0], vectors)
+    (tmp_path / "file").write_text("")  # a cache that cannot be written costs nothing but time
+    assert np.array_equal(cached_vectors(encoder, TEXTS, cache=tmp_path / "file")[0], vectors)
     monkeypatch.setattr(encoder, "encode", None)  # from here on only the file can answer
     again, same = cached_vectors(encoder, TEXTS, cache=tmp_path / "cache")
     assert same == content

@@ -228,7 +228,19 @@ def test_all_data_missing_is_an_error(world, tmp_path, capsys):
 def test_an_out_that_is_no_folder_stops_before_the_work(world, tmp_path, capsys):
     (tmp_path / "out").write_text("a file")
     assert main(eval_command(world, tmp_path / "out", tasks="bft_medqa")) == 2
-    assert "File exists" in capsys.readouterr().err
+    assert "is a file; name a folder" in capsys.readouterr().err
+    assert main(eval_command(world, tmp_path / "o", "--output_path", "x", tasks="bft_medqa")) == 2
+    assert "`--output_path` is set by" in capsys.readouterr().err
+
+
+def test_a_missing_background_leaves_out_its_tasks_only(world, tmp_path):
+    shutil.copytree(world / "data", tmp_path / "data")
+    (tmp_path / "data" / "go_background_terms.parquet").unlink()
+    settings = {"data_dir": str(tmp_path / "data"), "encoder": str(world / "encoder")}
+    present, missing = available(["bft_medqa", "bft_gene_sets_go"], settings)
+    assert present == ["bft_medqa"]
+    assert '"none" to leave percentiles out' in missing["bft_gene_sets_go"]
+    assert available(["bft_gene_sets_go"], settings | {"background": "none"})[0] == ["bft_gene_sets_go"]
 
 
 def test_an_unknown_encoder_stops_before_anything_is_loaded(world, tmp_path, capsys):
@@ -293,6 +305,12 @@ def test_what_the_run_folder_says(world, tmp_path):
         read_run(str(world / "base"), None, base_only=True)
     with pytest.raises(ValueError, match="Name a base model with `model`"):
         read_run(None, None)
+    shutil.copytree(world / "adapter", tmp_path / "cut")
+    (tmp_path / "cut" / "base_model.json").write_text("{}")
+    assert read_run(None, tmp_path / "cut").quantization is None
+    (tmp_path / "cut" / "base_model.json").write_text('{"quant')
+    with pytest.raises(ValueError, match="base_model.json: not JSON"):
+        read_run(None, tmp_path / "cut")
     with pytest.raises(FileNotFoundError, match=r"`adapter=.* has no adapter_config.json"):
         read_run(None, tmp_path)
     with pytest.raises(ValueError, match=r"`model=.*tokenizer cannot be loaded"):

@@ -81,6 +81,10 @@ def test_mmlu_keeps_its_medical_subjects(tmp_path):
         ("mmlu_medical", MMLU | {"choices": ["w"]}, "`options` has 1 entries"),
         ("mmlu_medical", MMLU | {"answer": "B"}, "answer 'B' is not one of 0 to 3"),
         ("medical_o1", O1 | {"Question": " "}, "has no question"),
+        ("pubmedqa", PUBMEDQA | {"CONTEXTS": "['a']"}, r"CONTEXTS .* is no list: use parquet or JSON"),
+        ("mmlu_medical", MMLU | {"choices": "wxyz"}, "choices 'wxyz' is no list"),
+        ("medmcqa", MEDMCQA | {"cop": float("inf")}, "answer inf is not one of"),
+        ("medmcqa", MEDMCQA | {"id": None}, "has no id"),
     ],
 )
 def test_a_bad_row_is_named(source, row, words):
@@ -105,6 +109,15 @@ def test_bad_files_name_what_is_missing(tmp_path):
     write(tmp_path, "medqa_test", MEDQA, MEDQA)
     with pytest.raises(ValueError, match="medqa_test.parquet: repeated id train-1"):
         load_questions("medqa", data_dir=tmp_path)
+
+
+def test_an_option_called_none_is_an_option(tmp_path):
+    """pandas reads "None" as nothing unless it is told not to; an option without text keeps its letter."""
+    (tmp_path / "medmcqa_validation.csv").write_text("id,question,opa,opb,opc,opd,cop\n0012,Which?,Lung,N/A,None,,2\n")
+    (row,) = load_questions("medmcqa", data_dir=tmp_path).to_dict("records")
+    assert (row["id"], row["options"], row["answer"]) == ("0012", ["Lung", "N/A", "None", ""], "C")
+    prompt = question_row(row, source="medmcqa")["prompt"][0]["content"]
+    assert "A. Lung\nB. N/A\nC. None\nD. \n" in prompt
 
 
 # --- training rows ---------------------------------------------------------------------------------------------------
@@ -206,7 +219,7 @@ def test_documents_of_every_kind(tmp_path):
     write(tmp_path, "plain", {"prompt": "Does it help?", "completion": "Yes."})
     read = {path.stem: read_documents(path)[1] for path in tmp_path.glob("*.parquet")}
     assert read["medqa"]["id"].tolist() == ["train-1"]
-    assert read["mmlu"]["id"].tolist() == [None]
+    assert read["mmlu"]["id"].tolist() == [None, None]  # all subjects: what is compared may be dropped, all else stays
     assert read["pubmedqa"]["body"].tolist() == ["We asked.\nIt did. Does it help?"]
     for name in ("trl", "messages", "plain"):
         assert read[name]["text"].tolist() == ["Does it help?"]
@@ -216,6 +229,64 @@ def test_documents_of_every_kind(tmp_path):
     write(tmp_path, "odd", {"a": 1})
     with pytest.raises(ValueError, match="odd.parquet: holds neither gene sets nor questions"):
         read_documents(tmp_path / "odd.parquet")
+
+
+def test_ids_are_the_same_in_every_kind_of_file(tmp_path):
+    """1 in a column of whole numbers, 1.0 where a row has none, "1" as text; "0013" is not 13."""
+    write(tmp_path, "numbers", {"id": 1, "text": "a"})
+    write(tmp_path, "gaps", {"id": 1.0, "text": "b"}, {"id": None, "text": "c"})
+    (tmp_path / "text.jsonl").write_text('{"id": "1", "text": "d"}\n{"id": "0013", "text": "e"}\n')
+    (tmp_path / "zero.csv").write_text("id,text\n0013,f\n")
+    read = {path.stem: read_documents(path)[1] for path in tmp_path.iterdir()}
+    for a, b in (("numbers", "gaps"), ("numbers", "text"), ("gaps", "text"), ("zero", "text")):
+        assert find_leaks(read[a], read[b])["reason"].tolist() == ["id"], (a, b)
+    assert find_leaks(read["gaps"], read["zero"]).empty
+
+
+def test_own_ids_of_mmlu_count_and_other_subjects_stay(tmp_path):
+    rows = [MMLU | {"id": f"x{i}", "question": f"Which {i}?", "subject": "law" if i else "anatomy"} for i in range(4)]
+    write(tmp_path, "train", *rows)
+    write(tmp_path, "test", MMLU | {"id": "y0", "question": "Which 0?"})
+    command = [
+        "data",
+        "check",
+        "--train",
+        str(tmp_path / "train.parquet"),
+        "--against",
+        str(tmp_path / "test.parquet"),
+    ]
+    assert main([*command, "--drop", str(tmp_path / "clean")]) == 0
+    assert pd.read_parquet(tmp_path / "clean" / "train.parquet")["id"].tolist() == ["x1", "x2", "x3"]
+
+
+def test_a_gene_sets_name_counts_whatever_else_it_has(tmp_path):
+    (tmp_path / "train.csv").write_text("id,name,genes\n1,DNA repair,A B\n")
+    (tmp_path / "test.csv").write_text("id,name,genes,text\n2,dna-repair,C D,something\n")
+    train, test = (read_documents(tmp_path / f"{name}.csv")[1] for name in ("train", "test"))
+    assert find_leaks(train, test)["reason"].tolist() == ["text"]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": None}, "is neither a text nor a list of turns"),
+        ({"prompt": 5}, "'5' is neither a text"),
+        ({"messages": [{"role": "user", "content": None}]}, "the last user turn has no text but None"),
+        ({"messages": [{"role": "user"}]}, "the last user turn has no text"),
+    ],
+)
+def test_odd_conversations_are_named(row, words, tmp_path):
+    (tmp_path / "odd.jsonl").write_text(json.dumps({"prompt": "fine", "messages": "fine"} | row | {"x": 1}))
+    if "messages" in row:
+        (tmp_path / "odd.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=f"odd.jsonl: row 0 .*{words}"):
+        read_documents(tmp_path / "odd.jsonl")
+
+
+def test_ordinary_chat_data_may_speak_of_generation(tmp_path):
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns, "generation": 1}))
+    assert read_documents(tmp_path / "a.jsonl")[1]["text"].tolist() == ["What is it?"]
 
 
 def test_check_and_drop(tmp_path, capsys):

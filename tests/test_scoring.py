@@ -131,6 +131,10 @@ def test_names_with_encoder_by_hand():
         score_names(["ab"], ["b"], background=background)
 
 
+def test_dots_are_no_name():
+    assert score_names(["DNA repair"], ["..."])["named"].tolist() == [0]
+
+
 def test_a_refusal_is_no_name():
     assert score_names(["DNA repair"], ["System of unrelated proteins"])["named"].tolist() == [0]
 
@@ -149,6 +153,8 @@ def test_a_refusal_is_no_name():
         ("<b>DNA</b> repair", "<b>DNA</b> repair"),
         ("DNA修復", "DNA修復"),
         ("process of DNA repair", "process of DNA repair"),
+        ("**Process:**", None),
+        ("# Process : <name>", None),
     ],
 )
 def test_recorded_names(answer, name):
@@ -212,6 +218,20 @@ def test_enrichment_finds_the_planted_term():
         ("Answer: A or B", None),
         ("Answer: A, B", None),
         ("Answer: B and C", None),
+        ("Answer: B; C", None),
+        ("Answer: B (or C)", None),
+        ("Answer: B | C", None),
+        ("Answer: B C", None),
+        ("Answer: (A) (B)", None),
+        ("Answer: A, Answer: B", None),
+        ("Answer: B. Metoprolol or C. Verapamil", None),
+        ("Answer: B, a beta blocker", "B"),
+        ("The answer is B and a repeat dose", "B"),
+        ("Answer: B. Vitamin C", "B"),
+        ("Answer: B. C. difficile", "B"),
+        ("Answer: B, C. difficile", "B"),
+        ("Answer: \\boxed{B}", "B"),
+        ("Answer: `B`", "B"),
         ("Answer: A/D", None),
         ("Answer: A patient needs rest", None),
         ("Answer: E", None),
@@ -231,17 +251,17 @@ def test_choices_are_read(answer, label):
 
 def test_words_as_labels():
     labels = ["yes", "no", "maybe"]
-    assert [parse_choice(a, labels) for a in ("Answer: No.", "maybe", "Answer: yes or no", "Answer: nothing")] == [
-        "no",
-        "maybe",
-        None,
-        None,
-    ]
+    answers = ("Answer: No.", "maybe", "Answer: yes or no", "Answer: nothing", "Answer: Yes, no doubt")
+    assert [parse_choice(a, labels) for a in answers] == ["no", "maybe", None, None, "yes"]
 
 
 def test_a_long_answer_is_read_quickly():
-    """Nested repetition would take minutes here."""
-    code = "from bft_trl.prompts import parse_choice; parse_choice('answer ' * 20000 + '* ' * 20000, 'ABCD')"
+    """Nested repetition would take minutes here, and quadratic search half a minute."""
+    code = (
+        "from bft_trl.prompts import parse_choice, parse_process; from bft_trl.scoring.rouge import cleaned_answer\n"
+        "parse_choice('answer ' * 20000 + '* ' * 20000, 'ABCD'); parse_choice('Answer: A' + ' (' * 50000, 'ABCD')\n"
+        "parse_process(chr(10) * 200000); parse_process('Process' + '*' * 200000); cleaned_answer('(' * 200000)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
@@ -326,7 +346,7 @@ def test_score_with_a_library(files, tmp_path):
     gmt.write_text("repair\tx\tA\tB\nother\tx\tC\tD\tE\n")
     assert score(files, tmp_path / "o", "--gmt", str(gmt)) == 0
     models = json.loads((tmp_path / "o" / "scores.json").read_text())["models"]
-    assert models["floor: enrichment, lib.gmt"]["kind"] == "floor"
+    assert models["enrichment: lib.gmt"]["kind"] == "enrichment"
     go = tmp_path / "go.csv"
     go.write_text("id,name,genes\nGO:1,DNA repair,A B\nGO:2,cell cycle,C D\n")
     gmt.write_text("DNA repair (GO:0000001)\tx\tA\tB\ncell cycle (GO:0000002)\tx\tC\tD\tE\n")
@@ -343,8 +363,8 @@ def test_missing_predictions(files, tmp_path, capsys):
     answers.write_text("id,predicted_name\n1,DNA repair\n3,ion transport\n")
     assert score((answers, files[1]), tmp_path / "o") == 2
     message = capsys.readouterr().err
-    assert "model 'some' has no prediction for 1 of 3 references: 2" in message
-    assert 'missing="unnamed"' in message
+    assert "model 'some' has no prediction for 1 of 3 references: '2'" in message
+    assert "With `missing` unnamed" in message
     assert score((answers, files[1]), tmp_path / "u", "--missing", "unnamed") == 0
     counted = json.loads((tmp_path / "u" / "scores.json").read_text())["models"]["some"]
     assert (counted["n"], counted["rouge1"]["mean"]) == (3, pytest.approx(2 / 3))
@@ -356,11 +376,11 @@ def test_missing_predictions(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("predictions", "references", "words"),
     [
-        ("id,predicted_name\n1,a\n9,b\n", None, "1 ids are not among the references: 9"),
-        ("id,predicted_name\n1,a\n1,b\n2,c\n3,d\n", None, "repeated id for model 'p': 1"),
+        ("id,predicted_name\n1,a\n9,b\n", None, "1 ids are not among the references: '9'"),
+        ("id,predicted_name\n1,a\n1,b\n2,c\n3,d\n", None, "repeated id for model 'p': '1'"),
         ("id,name\n1,a\n", None, r"p.csv: has no column ['predicted_name']"),
-        (None, "id,name\n1,x\n1,y\n", "r.csv: repeated id: 1"),
-        (None, "id,name\n1,\n2,y\n", "r.csv: no name for 1"),
+        (None, "id,name\n1,x\n1,y\n", "r.csv: repeated id: '1'"),
+        (None, "id,name\n1,\n2,y\n", "r.csv: no name for '1'"),
         (None, "id,title\n1,x\n", r"r.csv: has no column ['name']"),
     ],
 )
@@ -373,6 +393,40 @@ def test_bad_score_input_is_one_line_and_nothing_is_written(predictions, referen
     assert message.startswith("bft-trl: error: ")
     assert words in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("id,predicted_name,model\n1,a,\n2,b,m\n3,c,m\n", "model nan in row 0"),
+        ("id,predicted_name,model\n1,a,floor: x\n2,b,m\n3,c,m\n", "model 'floor: x' in row 0"),
+        ("id,predicted_name\n1,a\n,b\n3,c\n", "p.csv: no id in row 1"),
+    ],
+)
+def test_names_and_ids_that_mean_nothing_are_refused(table, words, files, tmp_path, capsys):
+    p = tmp_path / "p.csv"
+    p.write_text(table)
+    assert score((p, files[1]), tmp_path / "out") == 2
+    assert words in capsys.readouterr().err
+
+
+def test_out_and_seed_are_checked_first(files, tmp_path, capsys):
+    (tmp_path / "out").write_text("")
+    assert score(files, tmp_path / "out" / "deeper") == 2
+    assert "is a file; name a folder" in capsys.readouterr().err
+    assert score(files, tmp_path / "o", "--seed", "-1") == 2
+    assert "`seed=-1` must be 0 or more" in capsys.readouterr().err
+
+
+def test_terms_that_read_the_same_are_one_answer(tmp_path):
+    """By name alone the second line would replace the first, and the set of the first find nothing."""
+    gmt, sets, answers = tmp_path / "l.gmt", tmp_path / "s.csv", tmp_path / "a.csv"
+    gmt.write_text("GOBP_DNA_REPAIR\tx\tA\tB\nDNA REPAIR\tx\tC\tD\nother\tx\tE\tF\tG\n")
+    sets.write_text("id,name,genes\n1,dna repair,A B\n2,dna repair,C D\n")
+    answers.write_text("id,predicted_name\n1,x\n2,y\n")
+    assert score((answers, sets), tmp_path / "o", "--gmt", str(gmt)) == 0
+    table = pd.read_parquet(tmp_path / "o" / "scores.parquet")
+    assert table[table["kind"] == "enrichment"]["rouge1"].tolist() == [1, 1]
 
 
 def test_background_without_encoder(files, tmp_path, capsys):

@@ -1,1 +1,1 @@
-"""Training data: gene sets, tables, and the leakage check."""
+"""Data to train and to evaluate on: built, read, downloaded, and checked for leakage."""

@@ -1,16 +1,18 @@
 """What any table of training or evaluation data asks: the form in which the leakage check compares them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from bft_trl.data.medical import MMLU_SUBJECTS, SOURCES, as_questions
-from bft_trl.data.tables import read_gene_sets, read_table
+from bft_trl.data.medical import SOURCES, Source
+from bft_trl.data.tables import ALIASES, ids_as_text, read_gene_sets, read_table
 
 # How to recognise the published tables: by the columns that no other kind has.
 _MEDICAL = {name: set(source.columns) for name, source in SOURCES.items()}
+# Where TRL's formats have the question.
+_COLUMNS = ("prompt", "messages", "question", "text")
 
 
 def read_documents(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -27,46 +29,60 @@ def read_documents(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises FileNotFoundError or ValueError that names the file.
     """
     table = read_gene_sets(path) if ".gmt" in path.suffixes else read_table(path, [])
-    lower = {str(name).lower() for name in table.columns}
-    medical = [name for name, columns in _MEDICAL.items() if columns <= set(table.columns)]
-    if medical:
-        return _questions(table, medical[0], path)
-    if "prompt" not in lower and any("gene" in name for name in lower):
+    columns = {str(name).lower() for name in table.columns}
+    medical = [name for name, wanted in _MEDICAL.items() if wanted <= set(table.columns)]
+    if not medical and not columns & set(_COLUMNS) and columns & set(ALIASES["genes"]):
         table = read_gene_sets(path)
-    ids = table["id"].astype(str).where(table["id"].notna()) if "id" in table else None
+    ids = ids_as_text(table["id"]) if "id" in table else None
     documents = pd.DataFrame({"id": ids}, index=table.index, dtype=object)
-    if "genes" in table.columns and "name" in table.columns:
+    if medical:
+        documents[["text", "body"]] = _rows(path, table, _published(SOURCES[medical[0]]))
+        return table, documents
+    if {"genes", "name"} <= set(table.columns):
         documents["text"] = documents["body"] = table["name"].astype(str)
         documents["genes"] = table["genes"]
         return table, documents
-    column = next((name for name in ("prompt", "messages", "question", "text") if name in table.columns), None)
+    column = next((name for name in _COLUMNS if name in table.columns), None)
     if column is None:
         raise ValueError(
             f"{path}: holds neither gene sets nor questions that are known; its columns are {list(table.columns)}. "
             "Known are id, name and genes, the published columns of the medical data sets, and TRL's prompt, messages "
             "or text."
         )
-    documents["body"] = [asked(value) for value in table[column]]
-    documents["text"] = table["question"].astype(str) if "question" in table.columns else documents["body"]
+    documents[["text", "body"]] = _rows(path, table, lambda row: (row.get("question"), asked(row[column])))
+    documents["text"] = documents["text"].where(documents["text"].notna(), documents["body"])
     return table, documents
 
 
 def asked(value: Any) -> str:
-    """The last user turn of a conversation, or a text as it is."""
+    """The last user turn of a conversation, or a text as it is. Raises ValueError for what is neither."""
     if isinstance(value, str):
         return value
-    turns = [turn["content"] for turn in value if isinstance(turn, Mapping) and turn.get("role") == "user"]
-    return turns[-1] if turns else ""
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
+        raise ValueError(f"{str(value)[:40]!r} is neither a text nor a list of turns")
+    turns = [turn.get("content") for turn in value if isinstance(turn, Mapping) and turn.get("role") == "user"]
+    last = turns[-1] if turns else ""
+    if isinstance(last, Iterable) and not isinstance(last, str):  # texts and images
+        last = " ".join(str(part["text"]) for part in last if isinstance(part, Mapping) and part.get("text"))
+    if not isinstance(last, str):
+        raise ValueError(f"the last user turn has no text but {last!r}")
+    return last
 
 
-def _questions(table: pd.DataFrame, source: str, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    if source == "mmlu_medical":
-        table = table[table["subject"].isin(MMLU_SUBJECTS)].reset_index(drop=True)
-    if source == "medmcqa":
-        table = table[table["cop"] >= 0].reset_index(drop=True)
-    questions = as_questions(table, source, where=str(path))
-    documents = pd.DataFrame(
-        {"text": questions["question"], "body": questions["context"] + " " + questions["question"]}
-    )
-    documents.insert(0, "id", questions["id"] if "id" in table.columns else None)
-    return table, documents
+def _published(source: Source) -> Callable[[Mapping[str, Any]], tuple[str, str]]:
+    def texts(row: Mapping[str, Any]) -> tuple[str, str]:
+        question, context = source.stem(row)
+        return question, f"{context} {question}".strip()
+
+    return texts
+
+
+def _rows(path: Path, table: pd.DataFrame, texts: Callable[[Mapping[str, Any]], tuple[Any, str]]) -> list[Any]:
+    """What `texts` says of each row; its ValueErrors get the file and the row."""
+    found = []
+    for i, row in enumerate(table.to_dict("records")):
+        try:
+            found.append(texts(row))
+        except ValueError as error:
+            raise ValueError(f"{path}: row {i} (counted from 0): {error}.") from error
+    return found

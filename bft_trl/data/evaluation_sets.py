@@ -55,6 +55,10 @@ def load_background(path: str | Path | None = None, *, data_dir: str | Path | No
     """
     if path is None:
         path = Path(data_dir) / "go_background_terms.parquet" if data_dir is not None else fetch(BACKGROUND)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f'{path}: no such file. Name other names with `background`, or "none" to leave percentiles out.'
+            )
     path = Path(path)
     if path.suffix in READERS:
         # The list of Hu et al. has the names in `Term_Description`.

@@ -137,7 +137,7 @@ def _read_obo(obo: Path) -> "networkx.MultiDiGraph":
             has_terms = has_terms or without_id > 0
         elif line.startswith("id:"):
             without_id = 0
-        elif line.strip() and not line.startswith("!") and ":" not in line:
+        elif line.strip() and not line.startswith("!") and not re.match(r"[\w-]+:", line):
             raise ValueError(f"{obo}, line {number}: {line[:60]!r} is no line of OBO ('tag: value').")
         lines.append(line)
     if without_id:

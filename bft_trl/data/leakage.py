@@ -42,8 +42,8 @@ def overlapping_sets(
                 yield i, j, jaccard
 
 
-def shared_phrases(texts: Sequence[str], others: Sequence[str], *, words: int = PHRASE) -> set[tuple[int, int]]:
-    """Pairs (i, j) for which `texts[i]` and `others[j]` have `words` words in a row in common, once normalised.
+def shared_phrases(texts: Sequence[str], others: Sequence[str]) -> set[tuple[int, int]]:
+    """Pairs (i, j) for which `texts[i]` and `others[j]` have `PHRASE` words in a row in common, once normalised.
 
     Phrases of more than `COMMON` different texts on one side are left aside: "which of the following ..." is no leak.
     """
@@ -52,12 +52,12 @@ def shared_phrases(texts: Sequence[str], others: Sequence[str], *, words: int = 
     holders: dict[str, list[str]] = defaultdict(list)
     other_copies = _positions(others)
     for text in other_copies:
-        for phrase in _phrases(text, words):
+        for phrase in _phrases(text):
             holders[phrase].append(text)
     holders = {phrase: found for phrase, found in holders.items() if len(found) <= COMMON}
     seen: dict[str, list[str]] = defaultdict(list)
     for text in copies:
-        for phrase in _phrases(text, words):
+        for phrase in _phrases(text):
             if phrase in holders and len(seen[phrase]) <= COMMON:
                 seen[phrase].append(text)
     pairs = {
@@ -83,7 +83,8 @@ def find_leaks(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
         unless the reason is "genes").
     """
     ids = [table["id"].astype(str).where(table["id"].notna()) for table in (train, test)]
-    texts = [(table["text"] if "text" in table else table["name"]).astype(str) for table in (train, test)]
+    # A gene set's name is its text, whatever else its table calls so.
+    texts = [table["name" if {"name", "genes"} <= set(table) else "text"].astype(str) for table in (train, test)]
     found = [
         _equal("id", *ids),
         _equal("text", *(text.map(normalised_text).replace("", None) for text in texts)),
@@ -141,6 +142,6 @@ def _positions(texts: Sequence[str]) -> dict[str, list[int]]:
     return found
 
 
-def _phrases(text: str, words: int) -> set[str]:
-    split = text.split()
-    return {" ".join(split[i : i + words]) for i in range(len(split) - words + 1)}
+def _phrases(text: str) -> set[str]:
+    words = text.split()
+    return {" ".join(words[i : i + PHRASE]) for i in range(len(words) - PHRASE + 1)}

@@ -1,7 +1,7 @@
 """Medical questions in one form, to train and to evaluate on: from a local folder or from the Hub and publishers."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bft_trl.data.download import content_hash, fetch, hub_table
-from bft_trl.data.tables import READERS, read_table
+from bft_trl.data.tables import READERS, ids_as_text, read_table
 from bft_trl.prompts import choice_answer, choice_prompt, conversation, lettered
 
 MMLU_SUBJECTS = (
@@ -32,7 +32,8 @@ class Source:
 
     licence: str
     columns: tuple[str, ...]
-    question: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    stem: Callable[[Mapping[str, Any]], tuple[str, str]]  # question and context
+    answer: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # labels, options, answer, explanation
     train: str = "train"
     test: str = "test"
     hub: tuple[str, str | None] | None = None
@@ -41,64 +42,67 @@ class Source:
 def _choices(options: Mapping[str, str], answer: Any) -> dict[str, Any]:
     """Labels, options and the label of `answer`, which counts from 0."""
     labels = list(options)
-    if not (isinstance(answer, int | float) and answer == int(answer) and 0 <= answer < len(labels)):
+    if not (isinstance(answer, int | float) and answer in range(len(labels))):
         raise ValueError(f"answer {answer!r} is not one of 0 to {len(labels) - 1}")
     return {"labels": labels, "options": list(options.values()), "answer": labels[int(answer)]}
 
 
 def _medqa(row: Mapping[str, Any]) -> dict[str, Any]:
-    options = lettered([_text(row[f"ending{i}"]) for i in range(4)])
-    question = f"{_text(row['sent1'])} {_text(row['sent2'])}".strip()
-    return {"id": row["id"], "question": question} | _choices(options, row["label"])
+    return _choices(lettered([_text(row[f"ending{i}"]) for i in range(4)]), row["label"])
 
 
 def _medmcqa(row: Mapping[str, Any]) -> dict[str, Any]:
     options = lettered([_text(row[f"op{letter}"]) for letter in "abcd"])
-    asked = {"id": row["id"], "question": row["question"], "explanation": row.get("exp")}
-    return asked | _choices(options, row["cop"])
+    return _choices(options, row["cop"]) | {"explanation": row.get("exp")}
 
 
 def _pubmedqa(row: Mapping[str, Any]) -> dict[str, Any]:
     if row["final_decision"] not in _NO_OPTIONS:
         raise ValueError(f"final_decision {row['final_decision']!r} is not yes, no or maybe")
-    return {
-        "id": row["id"],
-        "question": row["QUESTION"],
-        "context": "\n".join(_text(part) for part in row["CONTEXTS"]),
-        "labels": list(_NO_OPTIONS),
-        "options": list(_NO_OPTIONS.values()),
-        "answer": row["final_decision"],
-        "explanation": row.get("LONG_ANSWER"),
-    }
+    options = {"labels": list(_NO_OPTIONS), "options": list(_NO_OPTIONS.values())}
+    return options | {"answer": row["final_decision"], "explanation": row.get("LONG_ANSWER")}
 
 
 def _mmlu(row: Mapping[str, Any]) -> dict[str, Any]:
-    options = lettered([_text(choice) for choice in row["choices"]])
-    return {"question": row["question"]} | _choices(options, row["answer"])
+    return _choices(lettered([_text(choice) for choice in _list(row, "choices")]), row["answer"])
 
 
 def _medical_o1(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"question": row["Question"], "answer": _text(row["Response"]), "explanation": row["Complex_CoT"]}
+    return {"answer": _text(row["Response"]), "explanation": row["Complex_CoT"]}
+
+
+def _list(row: Mapping[str, Any], column: str) -> list[Any]:
+    if isinstance(row[column], str) or not isinstance(row[column], Iterable):
+        raise ValueError(f"{column} {str(row[column])[:30]!r} is no list: use parquet or JSON, which have lists")
+    return list(row[column])
 
 
 SOURCES: Mapping[str, Source] = {
     "medqa": Source(
         "MIT (MedQA)",
         ("id", "sent1", "sent2", "ending0", "ending1", "ending2", "ending3", "label"),
+        lambda row: (f"{_text(row['sent1'])} {_text(row['sent2'])}".strip(), ""),
         _medqa,
         hub=("GBaker/MedQA-USMLE-4-options-hf", None),
     ),
     "medmcqa": Source(
         "MIT (MedMCQA)",
         ("id", "question", "opa", "opb", "opc", "opd", "cop"),
+        lambda row: (_text(row["question"]), ""),
         _medmcqa,
         test="validation",  # the answers of its test split are not public
         hub=("openlifescienceai/medmcqa", None),
     ),
-    "pubmedqa": Source("MIT (PubMedQA)", ("id", "QUESTION", "CONTEXTS", "final_decision"), _pubmedqa),
+    "pubmedqa": Source(
+        "MIT (PubMedQA)",
+        ("id", "QUESTION", "CONTEXTS", "final_decision"),
+        lambda row: (_text(row["QUESTION"]), "\n".join(_text(part) for part in _list(row, "CONTEXTS"))),
+        _pubmedqa,
+    ),
     "mmlu_medical": Source(
         "MIT (MMLU)",
         ("question", "subject", "choices", "answer"),
+        lambda row: (_text(row["question"]), ""),
         _mmlu,
         train="validation",  # its "auxiliary_train" is not medical
         hub=("cais/mmlu", "all"),
@@ -106,6 +110,7 @@ SOURCES: Mapping[str, Source] = {
     "medical_o1": Source(
         "Apache-2.0 (medical-o1-reasoning-SFT)",
         ("Question", "Complex_CoT", "Response"),
+        lambda row: (_text(row["Question"]), ""),
         _medical_o1,
         hub=("FreedomIntelligence/medical-o1-reasoning-SFT", "en"),
     ),
@@ -165,17 +170,21 @@ def as_questions(
     if source == "medmcqa" and drop_unanswered:
         table = table[table["cop"] >= 0].reset_index(drop=True)
     defaults: dict[str, Any] = {"context": "", "labels": [], "options": [], "explanation": None}
+    ids = ids_as_text(table["id"]) if "id" in table else pd.Series(f"{source}-{split}-" + table.index.astype(str))
     rows = []
     for i, row in enumerate(table.to_dict("records")):
         try:
-            question = defaults | {"id": f"{source}-{split}-{i}"} | dict(SOURCES[source].question(row))
-            if not isinstance(question["question"], str) or not question["question"].strip():
+            stem, context = SOURCES[source].stem(row)
+            question = defaults | dict(SOURCES[source].answer(row)) | {"question": stem, "context": context}
+            if not stem:
                 raise ValueError("has no question")
+            if ids[i] is None:
+                raise ValueError("has no id")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}: row {i} (counted from 0): {error}.") from error
         explanation = question["explanation"]
         question["explanation"] = explanation.strip() or None if isinstance(explanation, str) else None
-        rows.append(question | {"id": str(question["id"])})
+        rows.append(question | {"id": ids[i]})
     questions = pd.DataFrame(rows, columns=list(COLUMNS))
     repeated = questions["id"][questions["id"].duplicated()].tolist()
     if repeated:

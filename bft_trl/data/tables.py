@@ -14,11 +14,18 @@ from bft_trl.data.lines import numbered_lines
 
 READERS = {
     ".parquet": pd.read_parquet,
-    ".csv": pd.read_csv,
-    ".tsv": lambda path: pd.read_csv(path, sep="\t"),
-    ".json": lambda path: pd.read_json(path, orient="records"),
-    ".jsonl": lambda path: pd.read_json(path, orient="records", lines=True),
+    ".csv": lambda path: pd.read_csv(path, **_CSV),
+    ".tsv": lambda path: pd.read_csv(path, sep="\t", **_CSV),
+    ".json": lambda path: pd.read_json(path, orient="records", **_JSON),
+    ".jsonl": lambda path: pd.read_json(path, orient="records", lines=True, **_JSON),
 }
+# Texts as they are: "None" is an answer, "0012" an id, and no date is meant.
+_CSV: dict[str, Any] = {
+    "keep_default_na": False,
+    "na_values": [""],
+    "dtype": dict.fromkeys(("id", "name", "model", "predicted_name"), str),
+}
+_JSON: dict[str, Any] = {"dtype": False, "convert_dates": False}
 
 # Headers that published gene sets have (GeneAgent, NeST, Hu et al.), in lower case.
 ALIASES = {
@@ -74,7 +81,7 @@ def read_gene_sets(path: Path) -> pd.DataFrame:
         if rows:
             raise ValueError(f"{path}: no {column} in row {_some(rows)} (counted from 0).")
     genes = [split_genes(genes) for genes in table["genes"]]
-    table = table.assign(id=table["id"].astype(str), name=table["name"].astype(str), genes=genes)
+    table = table.assign(id=ids_as_text(table["id"]), name=table["name"].astype(str), genes=genes)
     empty = [str(name) for name, genes in zip(table["id"], table["genes"], strict=True) if not genes]
     if empty:
         raise ValueError(f"{path}: empty gene list in {_some(empty)}.")
@@ -82,6 +89,17 @@ def read_gene_sets(path: Path) -> pd.DataFrame:
     if repeated:
         raise ValueError(f"{path}: repeated id {_some(repeated)}.")
     return table
+
+
+def ids_as_text(ids: pd.Series) -> pd.Series:
+    """Ids as text: 1 and 1.0 are "1", as a column of numbers with a gap has it; missing ones are None."""
+
+    def as_text(value: Any) -> str | None:
+        if pd.isna(value):
+            return None
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+    return pd.Series([as_text(value) for value in ids], index=ids.index, dtype=object)
 
 
 def read_gmt(path: Path) -> pd.DataFrame:
@@ -136,7 +154,19 @@ def split_genes(genes: Any) -> list[str]:
         return []
     if not isinstance(genes, Iterable):  # a lone number
         return [str(genes)]
-    return [str(gene) for gene in genes]
+    symbols = ["" if gene is None or gene != gene else str(gene).strip() for gene in genes]
+    return [symbol for symbol in symbols if symbol]
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises ValueError that names the file where it does not."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the encoding too
+        raise ValueError(f"{path}: not JSON ({error}); was the run that wrote it killed?") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: not a JSON object.")
+    return found
 
 
 def check_sizes(min_genes: int, max_genes: int) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,11 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from bft_trl.atomic import replacing, write_text
+from bft_trl.atomic import check_folder, write_files
 from bft_trl.report.floors import floors_of
 from bft_trl.report.published import PUBLISHED
 from bft_trl.report.runs import Run, TaskScores, aligned, combined, differences, load_runs
-from bft_trl.report.statistics import MCNEMAR, holm, paired_interval, paired_test, smallest_difference
+from bft_trl.report.statistics import ALPHA, MCNEMAR, holm, paired_interval, paired_test, smallest_difference
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +55,22 @@ def compare(
     }
     for name, missing in left_out.items():
         logger.warning("Not compared, because '%s' or the baseline lacks them: %s", name, ", ".join(missing))
+    check_folder(out)
     rng = np.random.default_rng(seed)
     rows = _rows(base, others, tasks, rng=rng, n_resamples=n_resamples)
+    needed = math.ceil(2 * len(rows) / ALPHA)
+    if n_resamples < needed:
+        logger.warning(
+            "With %d resamples no permutation test can stand after Holm's adjustment over %d tests: take %d or more.",
+            *(n_resamples, len(rows), needed),
+        )
     result = {
         "format": 1,
         "baseline": base.name,
         "runs": [run.name for run in others],
         "seed": seed,
         "n_resamples": n_resamples,
+        "n_resamples_needed": needed,
         "tasks": {
             name: {"n": len(scores.scores), "settings": dict(scores.settings)} for name, scores in tasks.items()
         },
@@ -79,7 +89,9 @@ def _gather(specs: Sequence[str], baseline: str) -> tuple[Run, list[Run], list[R
     for spec in dict.fromkeys(specs):
         found = _load(spec)
         loaded += found
-        names |= {path.resolve(): found[0].name for path in _parse(spec)[1][:1]}
+        models = [run.name for run in found if run.kind == "model"]
+        if len(models) == 1:
+            names[_parse(spec)[1][0].resolve()] = models[0]
     wanted = names.get(Path(baseline).resolve(), baseline)
     found = [run for run in loaded if run.name == wanted and run.kind == "model"]
     if not found:
@@ -87,18 +99,18 @@ def _gather(specs: Sequence[str], baseline: str) -> tuple[Run, list[Run], list[R
             known = ", ".join(repr(run.name) for run in loaded if run.kind == "model")
             raise ValueError(f"`baseline={baseline!r}` is neither one of the runs ({known}) nor a folder.")
         found = [run for run in _load(baseline) if run.kind == "model"]
-        loaded += found
         if len(found) > 1:
             known = ", ".join(repr(run.name) for run in found)
             raise ValueError(
-                f"`baseline={baseline!r}` holds {len(found)} models: add it to the runs and name {known}."
+                f"`baseline={baseline!r}` holds {len(found)} models: add it to the runs and name one of {known}."
             )
+        loaded += found
     base = found[0]
-    models = [run for run in loaded if run.kind == "model"]
-    repeated = sorted({run.name for run in models if sum(other.name == run.name for other in models) > 1})
+    evaluated = [run for run in loaded if run.kind == "model"]
+    repeated = sorted(name for name, count in Counter(run.name for run in evaluated).items() if count > 1)
     if repeated:
         raise ValueError(f"`runs`: the name {', '.join(map(repr, repeated))} stands twice; write NAME=RUN.")
-    others = [aligned(base, run) for run in models if run is not base]
+    others = [aligned(base, run) for run in evaluated if run is not base]
     if not others:
         raise ValueError("`runs`: nothing to compare with the baseline; name another run.")
     references = {run.name: aligned(base, run) for run in loaded if run.kind != "model"}
@@ -115,7 +127,10 @@ def _parse(spec: str) -> tuple[str | None, list[Path]]:
         return None, [Path(part) for part in spec.split(",")]
     if not name or not paths:
         raise ValueError(f"`runs`: {spec!r} is not PATH, NAME=PATH or NAME=PATH,PATH.")
-    return name, [Path(part) for part in ([paths] if Path(paths).exists() else paths.split(","))]
+    parts = [paths] if Path(paths).exists() else paths.split(",")
+    if not all(parts):
+        raise ValueError(f"`runs`: {spec!r} has an empty folder between or after its commas.")
+    return name, [Path(part) for part in parts]
 
 
 def _load(spec: str) -> list[Run]:
@@ -160,6 +175,7 @@ def _rows(
         # Scores that are all 0 are of no kind.
         binary = test.name == MCNEMAR and bool(a.any() or b.any())
         means = run.tasks[task].seed_means.get(metric, [float(a.mean())])
+        base_means = tasks[task].seed_means.get(metric, [float(b.mean())])
         rows.append(
             {
                 "task": task,
@@ -174,13 +190,18 @@ def _rows(
                 "p": test.p,
                 "test": test.name,
                 "smallest_difference": smallest_difference(a - b, binary=binary),
-                "n_seeds": len(means),
-                "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
+                **_seeds("", means),
+                **_seeds("baseline_", base_means),
             }
         )
     for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
     return rows
+
+
+def _seeds(whose: str, means: Sequence[float]) -> dict[str, Any]:
+    spread = float(np.std(means, ddof=1)) if len(means) > 1 else None
+    return {f"{whose}n_seeds": len(means), f"{whose}seed_sd": spread}
 
 
 def _reference_rows(
@@ -226,8 +247,6 @@ def _write(result: Mapping[str, Any], out: Path) -> None:
         "index.html": html_page(result, svg.decode("utf-8")),
         "forest.svg": svg.decode("utf-8"),
     }
-    png = forest_plot(result, "png")
-    for name, text in files.items():
-        write_text(out / name, text)
-    with replacing(out / "forest.png") as temporary:
-        temporary.write_bytes(png)
+    contents = {name: text.encode("utf-8") for name, text in files.items()}
+    contents["forest.png"] = forest_plot(result, "png")
+    write_files({out / name: content for name, content in contents.items()})

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bft_trl.data.evaluation_sets import load_background
-from bft_trl.encoders import Encoder, load_encoder
-from bft_trl.recorded import scorers
+from bft_trl.encoders import Encoder, cached_vectors, load_encoder
 from bft_trl.report.runs import TaskScores
 from bft_trl.scoring.floors import choice_floors, name_floors
 from bft_trl.scoring.names import Background, score_names
@@ -47,7 +46,8 @@ def _scorers(task: str, scores: TaskScores) -> tuple[Encoder | None, Background 
     try:
         if "percentile" in scores.scores:
             names = load_background(details.get("background"), data_dir=details.get("data_dir"))
-            encoder, background = scorers(details["encoder"], names)
+            encoder = load_encoder(details["encoder"])
+            background = Background(*cached_vectors(encoder, names))
         else:
             encoder, background = load_encoder(details["encoder"]), None
     except (ValueError, OSError) as error:

@@ -6,6 +6,9 @@ from typing import Any
 
 from bft_trl.report.statistics import ALPHA
 
+# Kinds of rows beside the runs that have a score on the same documents.
+COMPUTED = ("floor", "enrichment", "oracle")
+
 _WIDTH = 5.6
 _ROW = 0.3
 
@@ -26,7 +29,7 @@ def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
         panel: [
             row
             for row in result["reference_rows"]
-            if (row["task"], row["metric"]) == panel and row["kind"] in ("floor", "oracle")
+            if (row["task"], row["metric"]) == panel and row["kind"] in COMPUTED
         ]
         for panel in panels
     }
@@ -44,7 +47,7 @@ def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
         n_tests = len(result["rows"])
         figure.supxlabel(
             f"Difference to {_plain(result['baseline'])}, 95 % bootstrap interval over documents. Filled: p < {ALPHA} "
-            f"after Holm over {n_tests} tests. Diamonds: floors.",
+            f"after Holm over {n_tests} tests. Diamonds: floors and the like.",
             fontsize=8,
         )
         buffer = BytesIO()

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bft_trl.report.forest import COMPUTED
 from bft_trl.report.statistics import ALPHA
 
 
@@ -30,12 +31,13 @@ def _context(result: Mapping[str, Any]) -> dict[str, Any]:
         for row in result["rows"]:
             if row["task"] == task:
                 entry = metrics.setdefault(row["metric"], {"rows": [], "baseline": row["baseline_score"]})
+                entry |= {"n_seeds": row["baseline_n_seeds"], "seed_sd": row["baseline_seed_sd"]}
                 entry["rows"].append(row | {"found": row["p_holm"] < ALPHA})
         references = [row for row in result["reference_rows"] if row["task"] == task]
         below += [
             {"task": task, "metric": metric} | under
             for metric, entry in metrics.items()
-            if (under := _under_a_floor(result["baseline"], metric, entry, references))
+            if metric != "named" and (under := _under_a_floor(result["baseline"], metric, entry, references))
         ]
         tasks.append({"name": task, "metrics": metrics, "references": references} | described)
     everywhere = [row for row in result["reference_rows"] if row["task"] == "all"]
@@ -66,6 +68,7 @@ def _environment(*, autoescape: bool) -> Any:
         lstrip_blocks=True,
     )
     filters: dict[str, Any] = {"number": _number, "signed": _signed, "p": _p, "cell": _cell, "reference": _reference}
+    filters |= {"seeds": _seeds}
     environment.filters |= filters
     return environment
 
@@ -87,7 +90,12 @@ def _p(value: float) -> str:
 
 def _reference(row: Mapping[str, Any]) -> str:
     """The name of what stands beside the runs; those of floors and oracles say already that they are."""
-    return row["name"] if row["kind"] in ("floor", "oracle") else f"{row['name']} ({row['kind']})"
+    return row["name"] if row["kind"] in COMPUTED else f"{row['name']} ({row['kind']})"
+
+
+def _seeds(entry: Mapping[str, Any]) -> str:
+    """How many seeds, and their spread."""
+    return "one" if entry["n_seeds"] == 1 else f"{entry['n_seeds']}, sd {_number(entry['seed_sd'])}"
 
 
 def _cell(value: Any) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pandas as pd
 
+from bft_trl.data.tables import read_json_object
+from bft_trl.scoring.names import ANSWER_COLUMNS
+
 # The task of recorded answers: they say which gene sets they name, not which of our tasks these make up.
 RECORDED = "gene_sets"
-_NOT_METRICS = ("model", "kind", "id", "name", "predicted_name")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def load_runs(path: Path, *, name: str | None = None) -> list[Run]:
 
 
 def _load_recorded(folder: Path, name: str | None) -> list[Run]:
-    described = _read_json(folder / "scores.json")
+    described = read_json_object(folder / "scores.json")
     if described.get("format") != 1 or "settings" not in described:
         raise ValueError(f"{folder / 'scores.json'}: not an output of this version's `bft-trl score`.")
     file = folder / "scores.parquet"
@@ -75,7 +77,7 @@ def _load_recorded(folder: Path, name: str | None) -> list[Run]:
         raise ValueError(
             f"{file}: cannot be read ({' '.join(str(error).split())}). Run `bft-trl score` again."
         ) from error
-    missing = {*_NOT_METRICS, "rougeL"} - set(table.columns)
+    missing = {*ANSWER_COLUMNS, "rougeL"} - set(table.columns)
     if missing:
         raise ValueError(f"{file}: has no column {sorted(missing)}. Run `bft-trl score` again.")
     settings = {key: described["settings"].get(key) for key in _SCORER}
@@ -84,12 +86,13 @@ def _load_recorded(folder: Path, name: str | None) -> list[Run]:
     several = sum(kind == "model" for _, kind in models.groups) > 1
     for (model, kind), rows in models:
         documents = rows[["id", "name"]].to_dict("records")
-        scores = rows.drop(columns=list(_NOT_METRICS)).set_axis(_keys(documents)).astype(float)
+        scores = rows.drop(columns=list(ANSWER_COLUMNS)).set_axis(_keys(documents)).astype(float)
         task = TaskScores(scores, documents, settings, described["settings"])
         runs.append(Run(name if name and kind == "model" and not several else model, {RECORDED: task}, kind))
     return runs
 
 
+_FOREIGN = "not written by lm-eval 0.4.13 or a near version."
 _SCORER = ("scorer_version", "encoder_fingerprint", "background_fingerprint")
 
 
@@ -106,11 +109,20 @@ def _load_lm_eval(folder: Path) -> dict[str, TaskScores]:
             f"{', '.join(sorted(parent.name for parent in parents))} as RUN."
         )
     tasks: dict[str, TaskScores] = {}
+    models: list[dict[str, Any]] = []
     for file in files:  # oldest first: a task that was run again counts as it was run last
-        results = _read_json(file)
-        missing = [key for key in ("configs", "versions", "n-shot", "lm_eval_version") if key not in results]
+        results = read_json_object(file)
+        missing = [key for key in ("configs", "versions", "n-shot") if not isinstance(results.get(key), dict)]
+        missing += [key for key in ("lm_eval_version",) if key not in results]
         if missing:
-            raise ValueError(f"{file}: has no {', '.join(missing)}: not written by lm-eval 0.4.13 or a near version.")
+            raise ValueError(f"{file}: has no {', '.join(missing)}: {_FOREIGN}")
+        model = {key: (results.get("config") or {}).get(key) for key in ("model", "model_args")}
+        models = models or [model]
+        if model not in models:
+            raise ValueError(
+                f"`runs`: {folder} holds results of {models[0]} and of {model}; evaluate each into a folder of "
+                "its own."
+            )
         date = file.stem.removeprefix("results_")
         for task in results["configs"]:
             samples = file.with_name(f"samples_{task}_{date}.jsonl")
@@ -122,26 +134,26 @@ def _load_lm_eval(folder: Path) -> dict[str, TaskScores]:
 
 def _task_scores(task: str, results: Mapping[str, Any], file: Path) -> TaskScores:
     samples = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    # Not splitlines: texts may hold line ends that are none in JSON lines.
+    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
+        if not line:
+            continue
         try:
             samples.append(json.loads(line))
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: not JSON ({error}); was the run killed?") from error
-    expected = results.get("n-samples", {}).get(task, {}).get("effective")
-    if not samples or (expected is not None and len({sample["doc_id"] for sample in samples}) != expected):
-        raise ValueError(f"{file}: has {len(samples)} samples, {expected} were evaluated. Evaluate again.")
-    filters = {sample.get("filter") for sample in samples}
-    if len(filters) > 1:  # lm-eval logs a document once for each filter of its answer
-        first = samples[0]["filter"]
-        samples = [sample for sample in samples if sample["filter"] == first]
     try:
+        n_documents = len({sample["doc_id"] for sample in samples})
+        # lm-eval logs a document once for each filter of its answer.
+        samples = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
         documents = [sample["doc"] for sample in samples]
         prompts = dict(zip(_keys(documents), (sample["prompt_hash"] for sample in samples), strict=True))
         rows = [{metric: sample[metric] for metric in sample["metrics"]} for sample in samples]
-    except KeyError as error:
-        raise ValueError(
-            f"{file}: a sample has no {error}: not written by lm-eval 0.4.13 or a near version."
-        ) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: a sample is not as expected ({error!r}): {_FOREIGN}") from error
+    expected = results.get("n-samples", {}).get(task, {}).get("effective")
+    if not samples or expected not in (None, n_documents):
+        raise ValueError(f"{file}: has {n_documents} samples, {expected} were evaluated. Evaluate again.")
     scores = pd.DataFrame(rows, index=list(prompts))
     # Some of lm-eval's own metrics are aggregated from tuples: no per-document score, nothing to pair.
     scores = scores[[name for name in scores if pd.api.types.is_numeric_dtype(scores[name].infer_objects())]]
@@ -180,6 +192,9 @@ def combined(name: str, runs: Sequence[Run]) -> Run:
     tasks = {}
     for task, scores in first.tasks.items():
         parts = [run.tasks[task].scores.reindex(scores.scores.index) for run in runs]
+        unequal = {metric for part in parts for metric in set(part) ^ set(scores.scores)}
+        if unequal:
+            raise ValueError(f"`{name}`: {task}: only some of its runs have {', '.join(sorted(unequal))}.")
         means = {metric: [float(part[metric].mean()) for part in parts] for metric in scores.scores}
         tasks[task] = replace(scores, scores=sum(parts[1:], parts[0]) / len(parts), seed_means=means)
     return Run(name, tasks, first.kind)
@@ -234,16 +249,6 @@ def _keys(documents: Sequence[Mapping[str, Any]]) -> list[str]:
         keys.append(f"{key}-{seen[key]}")
         seen[key] += 1
     return keys
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); was the run killed? Evaluate again.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: not a JSON object.")
-    return found
 
 
 def _short(value: Any) -> str:

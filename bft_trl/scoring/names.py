@@ -6,12 +6,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from bft_trl.prompts import parse_process
+from bft_trl.prompts import has_process_line, parse_process
 from bft_trl.scoring.rouge import cleaned_answer, cleaned_reference, rouge_scores
 from bft_trl.scoring.similarity import background_percentile, cosine_similarity
 
 # Raised when a score changes for the same answer; recorded with every result.
 SCORER_VERSION = "1"
+# What a table of scored answers has beside its metrics.
+ANSWER_COLUMNS = ("model", "kind", "id", "name", "predicted_name")
 # How the prompt of Hu et al. has a model say that it sees no process.
 REFUSAL = "system of unrelated proteins"
 
@@ -36,12 +38,10 @@ def recorded_name(answer: str | None) -> str | None:
     """
     if not isinstance(answer, str):  # how pandas reads an empty field
         return None
+    if has_process_line(answer):
+        return parse_process(answer)
     lines = answer.strip().splitlines()
-    if "process" in answer.lower() and (name := parse_process(answer)):
-        return name
-    if len(lines) != 1 or lines[0].lower().startswith("process:"):
-        return None
-    return lines[0].strip().strip('"') or None
+    return lines[0].strip().strip('"') or None if len(lines) == 1 else None
 
 
 def score_names(
@@ -65,6 +65,7 @@ def score_names(
     if background is not None and encoder is None:
         raise ValueError("`background` needs `encoder`: it ranks by the encoder's similarity.")
     texts = [cleaned_answer(answer or "") for answer in answers]
+    texts = [text if any(map(str.isalnum, text)) else "" for text in texts]  # "..." is no name
     empty = np.array([not text for text in texts], dtype=bool)
     table = pd.DataFrame(rouge_scores(names, texts))
     if encoder is not None:

@@ -15,7 +15,9 @@ def cleaned_reference(name: str) -> str:
 
 def cleaned_answer(name: str) -> str:
     """A proposed name as GeneAgent compares it: as [`cleaned_reference`], and without what is in brackets."""
-    return cleaned_reference(re.sub(r"\([^)]*\)", "", name))
+    # Up to the last closing bracket: beyond it nothing matches, and looking would take quadratic time.
+    end = name.rfind(")") + 1
+    return cleaned_reference(re.sub(r"\([^)]*\)", "", name[:end]) + name[end:])
 
 
 def rouge_scores(references: Sequence[str], answers: Sequence[str]) -> dict[str, np.ndarray]:

@@ -7,10 +7,9 @@ from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 
 from bft_trl.data.evaluation_sets import load_background, load_evaluation_sets
-from bft_trl.encoders import MEDCPT, load_encoder
+from bft_trl.encoders import MEDCPT, cached_vectors, load_encoder
 from bft_trl.prompts import gene_set_prompt, parse_process
-from bft_trl.recorded import scorers
-from bft_trl.scoring.names import SCORER_VERSION, score_names
+from bft_trl.scoring.names import SCORER_VERSION, Background, score_names
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,8 @@ class GeneSetTask(ConfigurableTask):
             self._encoder = load_encoder(encoder)
         else:
             names = load_background(background, data_dir=settings.get("data_dir"))
-            self._encoder, self._background = scorers(encoder, names)
+            self._encoder = load_encoder(encoder)
+            self._background = Background(*cached_vectors(self._encoder, names))
             settings["background_fingerprint"] = self._background.fingerprint
         settings["encoder_fingerprint"] = self._encoder.fingerprint
 
