@@ -1,4 +1,4 @@
-"""What answers score that know nothing of the question: the floors beside every model."""
+"""Answers that any model should beat: those that know nothing of the question, and an over-representation test."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
