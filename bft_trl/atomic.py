@@ -18,14 +18,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_folder(out: Path) -> None:
-    """Raises ValueError where `out` cannot be a folder to write into; makes nothing."""
+def check_folder(out: Path, *, name: str = "out") -> None:
+    """Raises ValueError where `out`, the argument `name`, cannot be a folder to write into; makes nothing."""
     for place in (out, *out.parents):
         if place.exists():
             if not place.is_dir():
-                raise ValueError(f"`out={str(out)!r}`: {place} is a file; name a folder.")
+                raise ValueError(f"`{name}={str(out)!r}`: {place} is a file; name a folder.")
             if not os.access(place, os.W_OK):
-                raise ValueError(f"`out={str(out)!r}`: {place} cannot be written to; name another folder.")
+                raise ValueError(f"`{name}={str(out)!r}`: {place} cannot be written to; name another folder.")
             return
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +55,7 @@ def score_recorded(
     if background is not None and encoder is None:
         raise ValueError(f"`background={str(background)!r}` needs `encoder`: it ranks by the encoder's similarity.")
     background_names = load_background(background) if background is not None else None
-    if floors:
-        dealt = name_floors(truth["name"].tolist(), rng=np.random.default_rng(seed))
-        answers |= {(f"floor: {name}", "floor"): _as_answers(truth, given) for name, given in dealt.items()}
-    if gmt is not None:
-        library = read_gmt(gmt)
-        # Terms of MSigDB's and Enrichr's GO libraries.
-        oracle = library["id"].str.startswith(("GO:", "GOBP_")).any() and truth.index.str.startswith("GO:").any()
-        label = f"oracle: {gmt.name} (a GO library on GO sets)" if oracle else f"enrichment: {gmt.name}"
-        # Terms that read the same ("DNA_REPAIR", "DNA repair (GO:0006281)") are one answer.
-        genes = library.groupby("name", sort=False)["genes"].agg(lambda sets: sorted(set().union(*sets)))
-        found = enrichment_floor(truth["genes"].tolist(), genes.to_dict())
-        answers[label, "oracle" if oracle else "enrichment"] = _as_answers(truth, found)
-
+    answers |= _beside(truth, floors=floors, gmt=gmt, rng=np.random.default_rng(seed))
     loaded: Encoder | None = None
     ranked: Background | None = None
     settings = {"encoder": encoder, "background": background and str(background), "encoder_fingerprint": None}
@@ -91,6 +78,26 @@ def score_recorded(
     described = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
     write_files({out / "scores.parquet": table.to_parquet(index=False), out / "scores.json": described.encode()})
     return result
+
+
+def _beside(
+    truth: pd.DataFrame, *, floors: bool, gmt: Path | None, rng: np.random.Generator
+) -> dict[tuple[str, str], pd.Series]:
+    """(name, kind) of the floors and of the over-representation test that were asked for, to their answers by id."""
+    answers = {}
+    if floors:
+        for name, dealt in name_floors(truth["name"].tolist(), rng=rng).items():
+            answers[f"floor: {name}", "floor"] = pd.Series(dealt, index=truth.index)
+    if gmt is not None:
+        library = read_gmt(gmt)
+        # Terms of MSigDB's and Enrichr's GO libraries.
+        oracle = library["id"].str.startswith(("GO:", "GOBP_")).any() and truth.index.str.startswith("GO:").any()
+        label = f"oracle: {gmt.name} (a GO library on GO sets)" if oracle else f"enrichment: {gmt.name}"
+        # Terms that read the same ("DNA_REPAIR", "DNA repair (GO:0006281)") are one answer.
+        genes = library.groupby("name", sort=False)["genes"].agg(lambda sets: sorted(set().union(*sets)))
+        found = enrichment_floor(truth["genes"].tolist(), genes.to_dict())
+        answers[label, "oracle" if oracle else "enrichment"] = pd.Series(found, index=truth.index)
+    return answers
 
 
 def summary(table: pd.DataFrame) -> dict[str, Any]:
@@ -169,10 +176,6 @@ def _ids(path: Path, table: pd.DataFrame) -> pd.Series:
     if ids.isna().any():
         raise ValueError(f"{path}: no id in row {ids.isna().idxmax()} (counted from 0).")
     return ids
-
-
-def _as_answers(truth: pd.DataFrame, given: Sequence[str]) -> pd.Series:
-    return pd.Series(list(given), index=truth.index)
 
 
 def _no_duplicates(path: Path, ids: pd.Series, whose: str = "") -> None:

@@ -363,6 +363,7 @@ def test_cli_bad_input_is_one_line(databases, tmp_path, capsys):
         (["--eval-sets", "0"], "eval: 0 rows asked for; ask for 1 or more"),
         (["--eval-sets", "7"], "train: some rows asked for, 0 left"),
         (["--seed", "-1"], "`seed=-1` must be 0 or more"),
+        (["--out", str(org)], "is a file; name a folder"),
     ):
         assert main([*arguments, *extra]) == 2
         message = capsys.readouterr().err

@@ -311,6 +311,8 @@ def test_check_and_drop(tmp_path, capsys):
     assert main(clean) == 0
     assert main([*command, "--drop", str(tmp_path)]) == 2
     assert "would be written over" in capsys.readouterr().err
+    assert main([*command, "--drop", str(tmp_path / "test.parquet")]) == 2
+    assert "`drop=" in capsys.readouterr().err
     same = ["data", "check", "--train", str(tmp_path / "train.parquet"), "--against", str(tmp_path / "train.parquet")]
     assert main([*same, "--drop", str(tmp_path / "none")]) == 2
     assert "every row leaks" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bft_trl.atomic import replacing
+from bft_trl.atomic import check_folder, replacing
 from bft_trl.data.documents import read_documents
 from bft_trl.data.leakage import REASONS, find_leaks
 from bft_trl.data.tables import write_parquet
@@ -28,6 +28,8 @@ def check_leakage(train: Sequence[Path], against: Sequence[Path], *, drop: Path 
         raise ValueError(f"`train`: two files of one name cannot both go into {drop}.")
     if drop is not None and drop.resolve() in {path.parent.resolve() for path in train}:
         raise ValueError(f"`drop={str(drop)!r}` holds a training file, which would be written over.")
+    if drop is not None:
+        check_folder(drop, name="drop")
     tests = [(path, read_documents(path)[1]) for path in against]
     found = []
     kept = {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bft_trl.atomic import write_text
+from bft_trl.atomic import check_folder, write_text
 from bft_trl.data.card import data_card
 from bft_trl.data.leakage import connected_sets, find_leaks
 from bft_trl.data.sources import Source
@@ -92,6 +92,7 @@ def build(
 
     Returns the two tables of rows. Raises ValueError for values and files that cannot be used.
     """
+    check_folder(out)
     if seed < 0:
         raise ValueError(f"`seed={seed}` must be 0 or more.")
     evaluation_sets = [read_gene_sets(path) for path in excluded]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bft_trl.atomic import write_text
+from bft_trl.atomic import check_folder, write_text
 from bft_trl.data.card import data_card
 from bft_trl.data.documents import read_documents
 from bft_trl.data.leakage import find_leaks, normalised_text
@@ -44,6 +44,7 @@ def build(
 
     Returns the two tables of rows. Raises ValueError or OSError for values and files that cannot be used.
     """
+    check_folder(out)
     if seed < 0:
         raise ValueError(f"`seed={seed}` must be 0 or more.")
     if len(set(sources)) < len(sources) or not sources:
