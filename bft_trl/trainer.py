@@ -87,6 +87,7 @@ class BFTTrainer(SFTTrainer):
         finally:
             args.loss_type = loss_type
 
+        _keep_gradients(self.model)
         _check_parallelism(self.accelerator.parallelism_config)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise ValueError(
@@ -392,6 +393,22 @@ def _target_documents(inputs: dict[str, Any]) -> torch.Tensor | None:
 def _count_samples(batch: dict[str, Any]) -> int:
     mask = batch["labels"][:, 1:] != -100
     return len(supervised_tokens(mask, mask, _target_documents(batch)).lengths)
+
+
+def _keep_gradients(model: torch.nn.Module) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights in an evaluation on a CPU with AVX512-BF16.
+
+    The kernel for repacked weights (0.50) passes no gradient to its input: after the first evaluation all layers below
+    would silently stop to learn.
+    """
+    for name, module in model.named_modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+        if getattr(getattr(getattr(module, "weight", None), "quant_state", None), "packing_format_for_cpu", False):
+            raise ValueError(
+                f"`model`: the 4-bit weights of {name} have been used for inference on this CPU, and bitsandbytes has "
+                "repacked them so that no gradient passes. Load the model anew before training."
+            )
 
 
 def _check_parallelism(config: Any) -> None:

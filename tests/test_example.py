@@ -28,7 +28,7 @@ SMALL = "--max_steps 2 --eval_steps 2 --save_steps 2 --logging_steps 1 --lora_r 
 @pytest.fixture
 def model_folder(tmp_path):
     folder = tmp_path / "tiny"
-    build_model(hidden_size=64, max_position_embeddings=2048).save_pretrained(folder)
+    build_model(hidden_size=64, intermediate_size=64, max_position_embeddings=2048).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
 

@@ -10,7 +10,7 @@ import torch
 from conftest import build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from bft_trl import BFTTrainer
@@ -281,3 +281,45 @@ def test_two_ranks_equal_one(tmp_path):
     for name in FIGURES:
         assert ranks[name] == pytest.approx(logged(one, name), rel=1e-5), name
         assert ranks[f"eval_{name}"] == pytest.approx(evaluation[f"eval_{name}"], rel=1e-5), name
+
+
+# --- QLoRA on a CPU --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nf4_folder(tmp_path):
+    build_model(hidden_size=64, intermediate_size=64).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def nf4_trainer(folder, out, dataset, model=None, **options):
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    model = model or AutoModelForCausalLM.from_pretrained(folder, quantization_config=nf4, dtype=torch.float32)
+    return BFTTrainer(
+        model,
+        args=build_config(out, max_steps=2, per_device_train_batch_size=4, **options),
+        train_dataset=dataset,
+        eval_dataset=dataset.select(range(2)),
+        processing_class=build_tokenizer(),
+        peft_config=LoraConfig(r=2, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+
+
+def test_an_evaluation_does_not_stop_qlora_from_learning(nf4_folder, tmp_path, dataset):
+    """On a CPU with AVX512-BF16 bitsandbytes would repack the weights, and no gradient would pass them any more."""
+    adapters = []
+    for options in ({"eval_strategy": "no"}, {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True}):
+        trainer = nf4_trainer(nf4_folder, tmp_path / options["eval_strategy"], dataset, **options)
+        trainer.train()
+        adapters.append({n: p.detach().clone() for n, p in trainer.model.named_parameters() if "lora_B" in n})
+    assert all(weight.abs().sum() > 0 for weight in adapters[1].values())
+    assert all(torch.equal(weight, adapters[1][name]) for name, weight in adapters[0].items())
+
+
+def test_weights_that_were_repacked_before_are_refused(nf4_folder, tmp_path, dataset):
+    trainer = nf4_trainer(nf4_folder, tmp_path / "a", dataset)
+    model = trainer.model.unload()
+    linear = next(module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu"))
+    linear.weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(ValueError, match=r"4-bit weights of .* have been used for inference on this CPU"):
+        nf4_trainer(nf4_folder, tmp_path / "b", dataset, model=model)
