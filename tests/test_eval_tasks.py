@@ -175,6 +175,7 @@ def test_all_groups_run_from_a_wheel(world, tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
+    assert {path.suffixes[0] for path in (site / "bft_trl" / "report").glob("*.j2")} == {".html", ".md"}
     shutil.rmtree(source)
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); import bft_trl.cli\n"
