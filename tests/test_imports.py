@@ -36,7 +36,9 @@ ALLOWED = {
     "data.evaluation_sets": {"data.download", "data.tables"},
     "data.medical": {"data.download", "data.tables", "prompts"},
     "data.documents": {"data.medical", "data.tables"},
-    "data.check": {"atomic", "data.documents", "data.leakage", "data.tables"},
+    "data.check": {
+        *("atomic", "data.documents", "data.evaluation_sets", "data.leakage", "data.medical", "data.tables"),
+    },
     "data.medical_training": {
         *("atomic", "data.card", "data.documents", "data.leakage", "data.medical", "data.splits", "data.tables"),
     },

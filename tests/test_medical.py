@@ -402,6 +402,8 @@ def test_pubmedqa_from_its_publisher(served, tmp_path, monkeypatch):
     monkeypatch.setattr(medical, "KNOWN", {})
     assert load_questions("pubmedqa")["id"].tolist() == ["1"]
     assert load_questions("pubmedqa", split="train")["id"].tolist() == ["0", "2"]
+    (tmp_path / "train.csv").write_text("text\ndoes 1\n")
+    assert main(["data", "check", "--train", str(tmp_path / "train.csv"), "--against", "pubmedqa"]) == 1
     monkeypatch.setattr(medical, "KNOWN", {("pubmedqa", "test"): "other"})
     with pytest.raises(ValueError, match="PubMedQA, test: other questions than expected"):
         load_questions("pubmedqa")
@@ -423,6 +425,11 @@ def test_gene_sets_from_their_publisher(served, tmp_path, monkeypatch):
     assert [row["name"] for (row,) in names] == ["dna repair", "MAPK signaling", "Peroxisome"]
     assert all(row["genes"] == ["A", "B"] for (row,) in names)
     assert load_evaluation_sets("nest")["source"].tolist() == ["nest"]
+    (tmp_path / "train.csv").write_text("id,name,genes\n1,mapk-signaling,C D\n")
+    check = ["data", "check", "--train", str(tmp_path / "train.csv"), "--against"]
+    assert main([*check, "gene_sets_nest"]) == 1
+    assert main([*check, "gene_sets_go"]) == 0
+    assert main([*check, "gene_sets_other"]) == 2
 
 
 def test_addresses_name_a_commit():

@@ -8,7 +8,9 @@ import pandas as pd
 
 from bft_trl.atomic import check_folder, replacing
 from bft_trl.data.documents import read_documents
+from bft_trl.data.evaluation_sets import PUBLISHED, load_evaluation_sets
 from bft_trl.data.leakage import REASONS, find_leaks
+from bft_trl.data.medical import SOURCES, load_questions
 from bft_trl.data.tables import write_parquet
 
 logger = logging.getLogger(__name__)
@@ -19,7 +21,8 @@ def check_leakage(train: Sequence[Path], against: Sequence[Path], *, drop: Path 
 
     Args:
         train: files of training data, of any kind that [`read_documents`] knows.
-        against: files of evaluation data.
+        against: files of evaluation data, or names of what the tasks download: gene_sets_go, gene_sets_nest,
+            gene_sets_msigdb, and the keys of [`bft_trl.data.medical.SOURCES`].
         drop: folder for each training file without the rows that leak, as `<name>.parquet`, and for `leaks.csv`.
 
     Raises FileNotFoundError or ValueError for files that cannot be used, before anything is written.
@@ -30,7 +33,7 @@ def check_leakage(train: Sequence[Path], against: Sequence[Path], *, drop: Path 
         raise ValueError(f"`drop={str(drop)!r}` holds a training file, which would be written over.")
     if drop is not None:
         check_folder(drop, name="drop")
-    tests = [(path, read_documents(path)[1]) for path in against]
+    tests = [(path, _evaluation_documents(path)) for path in against]
     found = []
     kept = {}
     for path in train:
@@ -62,3 +65,16 @@ def check_leakage(train: Sequence[Path], against: Sequence[Path], *, drop: Path 
         with replacing(drop / "leaks.csv") as temporary:
             report.to_csv(temporary, index=False)
     return report
+
+
+def _evaluation_documents(path: Path) -> pd.DataFrame:
+    name = str(path)
+    if path.exists():
+        return read_documents(path)[1]
+    if name in {f"gene_sets_{key}" for key in PUBLISHED}:
+        return load_evaluation_sets(name.removeprefix("gene_sets_"))[["id", "name", "genes"]]
+    if name in SOURCES:
+        questions = load_questions(name, drop_unanswered=True)
+        body = (questions["context"] + " " + questions["question"]).str.strip()
+        return pd.DataFrame({"id": questions["id"], "text": questions["question"], "body": body})
+    return read_documents(path)[1]  # says that there is no such file

@@ -5,6 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+AGAINST = "evaluation data: files, or names of what the tasks download (gene_sets_go, medmcqa, ...)"
+
 logger = logging.getLogger(__name__)
 
 
@@ -75,7 +77,7 @@ def _add_check(data: Any) -> None:
         "a row. Exit code 1 where there is any, unless --drop removed it.",
     )
     check.add_argument("--train", type=Path, nargs="+", required=True, metavar="FILE", help="training data")
-    check.add_argument("--against", type=Path, nargs="+", required=True, metavar="FILE", help="evaluation data")
+    check.add_argument("--against", type=Path, nargs="+", required=True, metavar="FILE", help=AGAINST)
     check.add_argument("--drop", type=Path, metavar="DIR", help="write the training data without leaks, and leaks.csv")
     check.set_defaults(run=_check)
 
