@@ -2,6 +2,7 @@
 
 import json
 import re
+from hashlib import sha256
 
 import pandas as pd
 import pytest
@@ -165,6 +166,9 @@ def test_training_data_end_to_end(folder, tmp_path, caplog):
     card = (tmp_path / "a" / "README.md").read_text()
     assert "| held_out.csv | 1 | 0 |" in card
     assert "medmcqa: 11 rows, MIT" in card
+    assert (
+        f"| `medmcqa_train.parquet` | {sha256((folder / 'medmcqa_train.parquet').read_bytes()).hexdigest()} |" in card
+    )
     assert str(tmp_path) not in card
     assert main([*command, str(tmp_path / "b")]) == 0
     assert (tmp_path / "b" / "train.parquet").read_bytes() == (tmp_path / "a" / "train.parquet").read_bytes()

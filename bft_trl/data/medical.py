@@ -146,7 +146,7 @@ def load_questions(
     known = SOURCES[source]
     split = split or known.test
     if data_dir is not None:
-        path = _local_file(Path(data_dir), f"{source}_{split}")
+        path = local_file(Path(data_dir), f"{source}_{split}")
         table, where = read_table(path, known.columns), str(path)
     elif source == "pubmedqa":
         table, where = _download_pubmedqa(split), "PubMedQA"
@@ -209,7 +209,8 @@ def question_row(question: Mapping[str, Any], *, source: str, reasoning: bool = 
     return row | conversation(prompt, completion)
 
 
-def _local_file(folder: Path, stem: str) -> Path:
+def local_file(folder: Path, stem: str) -> Path:
+    """The table `stem` in a folder, of any kind that is known. Raises FileNotFoundError where there is none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"`data_dir={str(folder)!r}`: no such folder.")
     for suffix in READERS:

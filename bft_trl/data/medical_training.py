@@ -13,7 +13,7 @@ from bft_trl.atomic import check_folder, write_text
 from bft_trl.data.card import data_card
 from bft_trl.data.documents import read_documents
 from bft_trl.data.leakage import find_leaks, normalised_text
-from bft_trl.data.medical import SOURCES, load_questions, question_row
+from bft_trl.data.medical import SOURCES, load_questions, local_file, question_row
 from bft_trl.data.splits import split
 from bft_trl.data.tables import write_parquet
 
@@ -50,7 +50,8 @@ def build(
     if len(set(sources)) < len(sources) or not sources:
         raise ValueError(f"`sources={list(sources)}`: name each data set once, and one at least.")
     tests = [(path, read_documents(path)[1]) for path in excluded]
-    rows = pd.DataFrame([row for name in sources for row in _rows(name, data_dir, reasoning)])
+    names = [(source, part or SOURCES[source].train) for source, part in map(_parse, sources)]
+    rows = pd.DataFrame([row for name in names for row in _rows(*name, data_dir, reasoning)])
     documents = _documents(rows)
     leaked: set[int] = set()
     for _, test in tests:
@@ -82,20 +83,25 @@ def build(
         exclusion="Evaluation data kept out, by id, by text and by 13 words in a row; `bft-trl data check` finds:",
         excluded=[(path.name, len(test), len(find_leaks(written, test))) for path, test in tests],
         attribution=[f"{name}: {count} rows, {SOURCES[name].licence}" for name, count in counts.items()],
-        inputs=excluded,
+        inputs=[*(local_file(data_dir, f"{source}_{part}") for source, part in names if data_dir), *excluded],
         command=command,
     )
     write_text(out / "README.md", card)
     return tables
 
 
-def _rows(name: str, data_dir: Path | None, reasoning: bool) -> list[dict[str, object]]:
+def _parse(name: str) -> tuple[str, str]:
+    """Data set and split of "source:split"; "" for the training split."""
     source, _, part = name.partition(":")
     if source not in SOURCES:
         raise ValueError(f"`sources`: {source!r} is not known: choose from {', '.join(SOURCES)}.")
-    questions = load_questions(source, split=part or SOURCES[source].train, data_dir=data_dir, drop_unanswered=True)
+    return source, part
+
+
+def _rows(source: str, part: str, data_dir: Path | None, reasoning: bool) -> list[dict[str, object]]:
+    questions = load_questions(source, split=part, data_dir=data_dir, drop_unanswered=True)
     explained = questions["explanation"].notna().sum()
-    logger.info("%s: %d questions, %d with an explanation", name, len(questions), explained)
+    logger.info("%s, %s: %d questions, %d with an explanation", source, part, len(questions), explained)
     return [question_row(row, source=source, reasoning=reasoning) for row in questions.to_dict("records")]
 
 
