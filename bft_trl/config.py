@@ -27,8 +27,8 @@ class BFTConfig(SFTConfig):
 
     It inherits every parameter from `trl.SFTConfig` and adds the choice of objective. Checkpoints of one run are
     chosen by the unweighted `eval_nll`, lower is better; compare *objectives* by task scores, since nll favours SFT by
-    construction. The options below act under `loss_type="bft"` only. Their meaning, defaults and choices are in the
-    fields' help texts (`python examples/train.py --help`).
+    construction. All options below but `lm_head_backend` act under `loss_type="bft"` only. Their meaning, defaults and
+    choices are in the fields' help texts (`python examples/train.py --help`).
     """
 
     loss_type: str = field(
@@ -66,6 +66,15 @@ class BFTConfig(SFTConfig):
     min_token_weight: float = field(
         default=0.0, metadata={"help": "Floor on the token weight, 0 is the paper. Try 0.1 where the signal vanishes."}
     )
+    lm_head_backend: str = field(
+        default="auto",
+        metadata={
+            "help": "How the LM head's log-probabilities come about, for every objective: 'frozen' forms the gradient "
+            "in the forward pass (faster, the same up to rounding, for a head that is not trained), 'trl' is TRL's "
+            "fused head, 'auto' takes 'frozen' where it holds.",
+            "choices": ["auto", "frozen", "trl"],
+        },
+    )
 
     # Overridden defaults: checkpoints of one run are compared by the unweighted loss.
     metric_for_best_model: str | None = field(
@@ -79,7 +88,7 @@ class BFTConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
-        for name in ("loss_type", "bft_version", "confidence_mean"):
+        for name in ("loss_type", "bft_version", "confidence_mean", "lm_head_backend"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             # TRL's own alias for "nll", which SFTConfig still translates with a deprecation warning.
             if getattr(self, name) not in (*choices, *(["chunked_nll"] if name == "loss_type" else [])):

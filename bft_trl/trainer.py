@@ -17,6 +17,7 @@ from bft_trl.atomic import write_text
 from bft_trl.checkpoints import check_checkpoint, check_output_dir, check_same_objective, last_complete_checkpoint
 from bft_trl.config import BFTConfig
 from bft_trl.dataset_checks import check_dataset, has_target, no_supervised_token
+from bft_trl.lm_head import frozen_head_obstacle, use_frozen_head
 from bft_trl.metrics import figures, no_samples, pooled, sums_by_row, total
 from bft_trl.model_card import CARD_NAMES, PAPERS, complete_card, objective_section
 from bft_trl.weighting import SupervisedTokens, Weights, bft_weights, supervised_tokens
@@ -34,7 +35,9 @@ class BFTTrainer(SFTTrainer):
     It takes everything that `trl.SFTTrainer` takes. The only change is the reduction of the per-token
     log-probabilities: with `loss_type="bft"` each token is scaled by its weight, each sample by its own, and the loss
     is the mean over the samples of the whole optimizer step (all micro-batches and ranks; a packed document is a
-    sample). With `"nll"` and `"dft"` the loss is TRL's own, bit for bit, and the same metrics are logged beside it.
+    sample). With `"nll"` and `"dft"` the loss is TRL's own, and the same metrics are logged beside it. Where the LM
+    head is not trained, every objective takes its log-probabilities from [`bft_trl.lm_head`], which saves time and
+    memory; with `lm_head_backend="trl"` `"nll"` and `"dft"` equal TRL bit for bit.
 
     Logged in training (pooled over the steps since the last log) and in evaluation (exact over the set, with `eval_`):
     `nll` (unweighted, nats per token), the means `token_weight`, `sample_weight` and `group_confidence`,
@@ -87,6 +90,7 @@ class BFTTrainer(SFTTrainer):
         finally:
             args.loss_type = loss_type
 
+        self.lm_head_backend = self._choose_lm_head()
         _keep_gradients(self.model)
         _check_parallelism(self.accelerator.parallelism_config)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
@@ -107,6 +111,31 @@ class BFTTrainer(SFTTrainer):
         self._eval_sums: list[torch.Tensor] = []  # a row of sums for each evaluation batch
         self._samples_seen, self._windowed_seen = 0.0, 0.0
         self._warned: set[str] = set()
+
+    def _choose_lm_head(self) -> str:
+        """Puts the frozen LM head into the model where `lm_head_backend` asks for it and it holds."""
+        backend = self.args.lm_head_backend
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        head = model.get_output_embeddings()
+        if not (hasattr(head, "weight") and hasattr(head, "bias")):
+            raise ValueError(
+                f"The LM head is a `{type(head).__name__}`, whose weights TRL's fused head cannot read: remove "
+                "`trainable_token_indices` (and whatever else adapts a tied embedding) from the PEFT configuration."
+            )
+        if backend == "trl":
+            return backend
+        obstacle = frozen_head_obstacle(model)
+        if self.aux_loss_enabled:
+            obstacle = "the auxiliary loss of a mixture of experts comes from TRL's head"
+        if obstacle is None:
+            use_frozen_head(model)
+            return "frozen"
+        if backend == "frozen":
+            raise ValueError(
+                f"`lm_head_backend='frozen'` does not hold here: {obstacle}. Set `lm_head_backend='auto'` or 'trl'."
+            )
+        logger.warning("The log-probabilities come from TRL's fused LM head, not from the frozen one: %s.", obstacle)
+        return "trl"
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 

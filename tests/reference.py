@@ -65,3 +65,34 @@ def bft_loss(
         inner = sum(w * -x for w, x in zip(token, log_probs, strict=True)) / len(log_probs)
         total = total + sample * inner
     return total / max(len(samples), 1)
+
+
+def head_scores(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probability, entropy and top-1 of each target from its full float64 logits, one token at a time."""
+    log_probs, entropies, top1 = [], [], []
+    for state, target in zip(hidden.double(), targets.tolist(), strict=True):
+        logits = torch.stack([(row * state).sum() for row in weight.double()])
+        logits = scale * (logits if bias is None else logits + bias.double())
+        log_p = logits - logits.max() - (logits - logits.max()).exp().sum().log()
+        log_probs.append(log_p[target])
+        entropies.append(-(log_p.exp() * log_p).sum())
+        top1.append(all(logits[v] < logits[target] for v in range(target)) and bool(logits[target] == logits.max()))
+    return torch.stack(log_probs), torch.stack(entropies), torch.tensor(top1)
+
+
+def bft_loss_full_logits(logits: torch.Tensor, labels: torch.Tensor, *, group_size: int) -> torch.Tensor:
+    """v1 with the geometric mean from full logits (B, S, V), as a plain implementation would: what benchmarks time."""
+    targets = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+    nll = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
+    ).view(targets.shape)
+    losses = []
+    for row, row_targets in zip(nll, targets, strict=True):
+        row = row[row_targets != -100]
+        if len(row):
+            log_c = -row.detach()
+            windows = log_c.unfold(0, min(group_size, len(row)), 1).mean(1)
+            losses.append((1 - windows.min().exp()) * (log_c.exp() * row).mean())
+    return torch.stack(losses).mean() if losses else nll.sum() * 0

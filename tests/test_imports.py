@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "bft_trl"
 # What each module may import of ours, at most.
 ALLOWED = {
     "weighting": set(),
+    "lm_head": set(),
     "prompts": set(),
     "atomic": set(),
     "checkpoints": set(),
@@ -20,7 +21,7 @@ ALLOWED = {
     "report.curves": {"atomic"},
     "metrics": {"weighting"},
     "dataset_checks": {"config"},
-    "trainer": {"atomic", "checkpoints", "config", "dataset_checks", "metrics", "model_card", "weighting"},
+    "trainer": {"atomic", "checkpoints", "config", "dataset_checks", "lm_head", "metrics", "model_card", "weighting"},
     "data.lines": set(),
     "data.tables": {"atomic", "data.lines"},
     "data.splits": set(),

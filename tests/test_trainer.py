@@ -72,7 +72,7 @@ def test_nll_and_dft_equal_trl_bit_for_bit(loss_type, packing, tmp_path):
     }
     results = []
     for kind, trainer_class in ((SFTConfig, SFTTrainer), (None, BFTTrainer)):
-        args = build_config(tmp_path, loss_type=loss_type, **options)
+        args = build_config(tmp_path, loss_type=loss_type, lm_head_backend="trl", **options)
         if kind is SFTConfig:
             shared = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
             shared |= {"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True}

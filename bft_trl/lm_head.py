@@ -1,0 +1,216 @@
+"""Per-token log-probabilities of a frozen LM head, without logits.
+
+Where the head is not trained, as with every LoRA or QLoRA run, the gradient of a token's log-probability with respect
+to its hidden state needs nothing that the forward pass does not know:
+
+    d log c_t / d h_t = scale * (W[y_t] - sum_v p_v W[v])        p = softmax(scale * W h_t + bias)
+
+So it is formed there, chunk after chunk of supervised tokens, and kept as one (N, H) tensor, which the backward pass
+only multiplies by what each token counts: two matrix products, where a fused head that recomputes needs three, and no
+(N, V) tensor. That the weights of BFT are known only after all log-probabilities are is no obstacle, because the
+gradient is linear in them.
+"""
+
+import functools
+import inspect
+from collections.abc import Iterator
+from types import MethodType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
+from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
+
+# Memory for the logits of one chunk. Larger chunks make the products a little faster (docs/performance.md).
+CHUNK_BYTES = 64 * 2**20
+
+
+class TokenScores(NamedTuple):
+    """What [`frozen_log_probs`] says of each of N tokens, in float32 (float64 for float64 input)."""
+
+    log_probs: torch.Tensor  # (N,) log-probability of the target in nats, at most 0 up to rounding; has a gradient
+    entropy: torch.Tensor  # (N,) entropy of the prediction in nats
+    is_top1: torch.Tensor  # (N,) bool, whether the target is the (first) most likely token
+
+
+def frozen_log_probs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    logit_scale: float = 1.0,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> TokenScores:
+    """Log-probabilities of `targets` under softmax(logit_scale * (hidden @ weight.T + bias)).
+
+    The gradient flows to `hidden` only, through `log_probs` only, once. Products are in the dtype of `hidden` (under
+    autocast, in autocast's), everything between them in float32 or better.
+
+    Args:
+        hidden: (N, H) hidden states, N = 0 gives empty scores that stay connected to the graph.
+        weight: (V, H), frozen.
+        targets: (N,) token ids in [0, V).
+        bias: (V,), frozen.
+        logit_scale: what the model multiplies its logits by.
+        chunk_bytes: bound on the memory for logits. It changes results by rounding only.
+
+    Raises:
+        ValueError: if a gradient of the head is asked for.
+    """
+    if torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad)):
+        raise ValueError(
+            "The LM head is trained, but `lm_head_backend='frozen'` would give it no gradient. Freeze it, or set "
+            "`lm_head_backend='trl'`."
+        )
+    return TokenScores(*_FrozenLogProbs.apply(hidden, weight, targets, bias, logit_scale, chunk_bytes))
+
+
+class _FrozenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        bias: torch.Tensor | None,
+        logit_scale: float,
+        chunk_bytes: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        needs_grad = ctx.needs_input_grad[0]
+        size, vocabulary = len(hidden), len(weight)
+        log_probs, entropy = (torch.empty(size, dtype=wide, device=hidden.device) for _ in range(2))
+        is_top1 = torch.empty(size, dtype=torch.bool, device=hidden.device)
+        gradient = torch.empty_like(hidden) if needs_grad else None
+
+        # One buffer for the products' operand and, in half precision, a float32 one for all between.
+        row_bytes = vocabulary * (dtype.itemsize + (wide.itemsize if wide != dtype else 0))
+        rows = min(size, max(1, chunk_bytes // row_bytes))
+        narrow = torch.empty(rows, vocabulary, dtype=dtype, device=hidden.device)
+        buffer = narrow if wide == dtype else torch.empty(rows, vocabulary, dtype=wide, device=hidden.device)
+        with torch.autocast(device, enabled=False):
+            for first in range(0, size, rows or 1):
+                chunk = slice(first, first + rows)
+                states, target = hidden[chunk].to(dtype), targets[chunk, None]
+                logits, probs = narrow[: len(states)], buffer[: len(states)]
+                for part, tile in _tiles(weight, dtype, chunk_bytes):
+                    torch.mm(states, tile.t(), out=logits[:, part])
+                if wide != dtype:
+                    probs.copy_(logits)
+                if bias is not None:
+                    probs += bias.to(wide)
+                if logit_scale != 1:
+                    probs *= logit_scale
+                top, index = probs.max(-1, keepdim=True)  # the first of equals, as argmax
+                is_top1[chunk] = (index == target).squeeze(1)
+                target_logits = probs.gather(1, target)
+                torch.softmax(probs, -1, out=probs)
+                # The greatest probability is 1 / sum exp(logits - top).
+                scores = target_logits - top + probs.gather(1, index).log()
+                log_probs[chunk] = scores.squeeze(1)
+                if gradient is None:
+                    entropy[chunk] = torch.special.entr(probs).sum(-1)
+                    continue
+                # p - onehot before it is rounded and multiplied: nothing cancels where the model is sure.
+                probs.scatter_add_(1, target, torch.full_like(scores, -1))
+                if wide != dtype:
+                    logits.copy_(probs)
+                descent = torch.zeros(len(states), hidden.shape[1], dtype=wide, device=hidden.device)
+                for part, tile in _tiles(weight, dtype, chunk_bytes):
+                    _add_product(descent, logits[:, part], tile)
+                descent *= -logit_scale
+                gradient[chunk] = descent
+                # H = -log c + sum_v (onehot - p)_v z_v, and that sum is the gradient times the hidden state.
+                entropy[chunk] = (descent * states).sum(-1) - log_probs[chunk]
+                if bias is not None:
+                    entropy[chunk] -= logit_scale * (probs @ bias.to(wide))
+        ctx.mark_non_differentiable(entropy, is_top1)
+        ctx.set_materialize_grads(False)
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return log_probs, entropy, is_top1
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_log_probs: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        if grad_log_probs is None:
+            return (None,) * 6
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grad_log_probs[:, None]).to(gradient.dtype), *(None,) * 5
+
+
+def _tiles(weight: torch.Tensor, dtype: torch.dtype, chunk_bytes: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Pairs of a slice of the vocabulary and its rows of `weight` in `dtype`: in one piece if nothing must be cast."""
+    rows = len(weight)
+    if weight.dtype != dtype:
+        rows = max(1, chunk_bytes // (weight.shape[1] * dtype.itemsize))
+    for first in range(0, len(weight), rows):
+        part = slice(first, first + rows)
+        yield part, weight[part].to(dtype)
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """`total += left @ right`, on CUDA without rounding the product to half precision first."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    elif left.is_cuda and torch.version.hip is None:
+        total += torch.mm(left, right, out_dtype=torch.float32)
+    else:
+        total += left @ right
+
+
+# --- in a model ------------------------------------------------------------------------------------------------------
+
+
+def frozen_head_obstacle(model: Any) -> str | None:
+    """Why the frozen head would be wrong for `model`, a causal LM that has TRL's fused head; None if it holds."""
+    head = model.get_output_embeddings()
+    if type(head).forward is not nn.Linear.forward or not head.weight.is_floating_point():
+        return f"the LM head is adapted, quantized or no linear layer (`{type(head).__name__}`)"
+    if any(parameter.requires_grad for parameter in head.parameters()):
+        return "the LM head (or the embedding that it is tied to) is trained"
+    settings = _trl_settings(model)
+    if not {"final_logit_softcapping", "logit_scale"} <= settings.keys():
+        return "this version of TRL keeps the scale of the logits elsewhere"
+    if settings["final_logit_softcapping"] is not None:
+        return "the logits are soft-capped"
+    return None
+
+
+def use_frozen_head(model: Any) -> None:
+    """Lets `model(..., fused_lm_head=True)` score its supervised tokens by [`frozen_log_probs`].
+
+    The output is TRL's `FusedCausalLMOutput` with `log_probs`, `entropy`, `is_top1` and `label_mask`, each (B, S-1)
+    and 0 where the label is -100. Every other call is the model's own. Call it after TRL's `add_fused_lm_head`.
+    """
+    logit_scale = _trl_settings(model)["logit_scale"]
+    trl_forward = model.forward
+
+    @functools.wraps(type(model).forward)  # `generate` checks its arguments against the signature
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.pop("fused_lm_head", False):
+            return trl_forward(*args, **kwargs)
+        labels = kwargs.pop("labels")[:, 1:]
+        kwargs.pop("num_items_in_batch", None)
+        hidden = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
+        head = self.get_output_embeddings()  # looked up on each call: FSDP replaces its parameters
+        hidden, labels = hidden.to(head.weight.device), labels.to(head.weight.device)
+        mask = labels != -100
+        weight, bias = (part.full_tensor() if isinstance(part, DTensor) else part for part in (head.weight, head.bias))
+        with maybe_gather_lm_head_ctx(weight, bias):
+            scores = frozen_log_probs(hidden[mask], weight, labels[mask], bias=bias, logit_scale=logit_scale)
+        # `masked_scatter` of nothing stays connected to the model: a fully masked batch has a gradient of zero.
+        per_token = [score.new_zeros(mask.shape).masked_scatter(mask, score) for score in scores]
+        return FusedCausalLMOutput(**dict(zip(TokenScores._fields, per_token, strict=True)), label_mask=mask)
+
+    model.forward = MethodType(forward, model)
+
+
+def _trl_settings(model: Any) -> dict[str, Any]:
+    """What TRL found out about the logits of this architecture: it knows each one's name for its scale."""
+    return dict(inspect.getclosurevars(model.forward.__func__).nonlocals)
