@@ -1,24 +1,109 @@
-"""One of two ranks of test_two_ranks_equal_one: trains 2 x 2 x 2 rows and lets rank 0 save what came out."""
+"""One of two gloo ranks: trains every case of CASES and lets rank 0 save what came out. `main` is the ranks' side."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from test_trainer import FIGURES, SGD, build, logged, sample_rows, weights_of
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from conftest import build_config, build_model, build_tokenizer, sample_rows
+from datasets import Dataset
+from peft import LoraConfig
+from torch.distributed.tensor import DTensor
+
+from bft_trl import BFTTrainer
+
+FIGURES = (
+    "nll",
+    "token_weight",
+    "sample_weight",
+    "group_confidence",
+    "group_confidence_min",
+    "effective_sample_size",
+    "windowed_share",
+)
+SGD = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "max_steps": 3}
+LORA = {"r": 4, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+# 4 rows of 2, 2, 3 and 1 documents. Packed evaluation may repeat rows on several ranks, see docs/limits.md.
+PACKED = {"packing": True, "eval_packing": False, "max_length": 128}
+# For each case the options of one process, and how two ranks cut the same step.
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "all weights": ({"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2}),
+    "lora": ({"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2}),
+    "lora, packed": ({"per_device_train_batch_size": 4, **PACKED}, {"per_device_train_batch_size": 1, **PACKED}),
+    # The second rank's rows have no supervised token at all; both must still step together.
+    "lora, masked rank": ({"per_device_train_batch_size": 4}, {"per_device_train_batch_size": 2}),
+    "lora, fsdp2": ({"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2}),
+    "all weights, fsdp2": ({"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2}),
+}
+
+
+def case_trainer(case: str, folder: Path, options: dict[str, Any], ranks: int) -> BFTTrainer:
+    rows = sample_rows(8)
+    rows[3]["completion"] = ""  # only its end-of-text is supervised: a sample of one token
+    options = SGD | {"gradient_accumulation_steps": 2 if ranks > 1 and "masked" not in case else 1} | options
+    dataset: Any = Dataset.from_list(rows)
+    if "masked" in case:
+        options |= {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+        dataset = masked_rows().to_iterable_dataset()
+    trainer = BFTTrainer(
+        build_model(),
+        args=build_config(folder, **options, **({"ddp_backend": "gloo"} if ranks > 1 else {})),
+        train_dataset=dataset,
+        eval_dataset=None if "masked" in case else Dataset.from_list(sample_rows(7, seed=3)),
+        processing_class=build_tokenizer(),
+        peft_config=LoraConfig(**LORA) if "lora" in case else None,
+    )
+    if ranks > 1 and "fsdp2" in case:
+        use_fsdp2_on_cpu(trainer)
+    return trainer
+
+
+def masked_rows() -> Dataset:
+    """24 rows of ids, by twos: with and without labels. A rank of two gets the one kind, its peer the other."""
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(3, 200, (24, 20), generator=generator)
+    labels = torch.where(torch.arange(20) >= 12, ids, -100)
+    labels[(torch.arange(24) // 2) % 2 == 1] = -100
+    return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+
+
+def use_fsdp2_on_cpu(trainer: BFTTrainer) -> None:
+    """accelerate offers FSDP to accelerators only; its code runs on gloo all the same."""
+    state = trainer.accelerator.state
+    state.distributed_type = DistributedType.FSDP
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=False,
+        state_dict_type="FULL_STATE_DICT",
+    )
+    trainer.is_fsdp_enabled = True
+
+
+def outcome(trainer: BFTTrainer) -> dict[str, Any]:
+    """Trains, evaluates, and returns losses, gradient norms, figures and weights."""
+    trainer.train()
+    parameters = [parameter.detach() for parameter in trainer.model.parameters() if parameter.requires_grad]
+    sharded = {isinstance(parameter, DTensor) for parameter in parameters} == {True}
+    full = [parameter.full_tensor() if isinstance(parameter, DTensor) else parameter for parameter in parameters]
+    names = ("loss", "grad_norm", *FIGURES)
+    result = {name: [entry[name] for entry in trainer.state.log_history if name in entry] for name in names}
+    if trainer.eval_dataset is not None:
+        evaluation = trainer.evaluate()
+        result |= {f"eval_{name}": evaluation[f"eval_{name}"] for name in FIGURES}
+    return result | {"weights": torch.cat([weight.flatten() for weight in full]), "sharded": sharded}
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    rows = sample_rows(8)
-    rows[3]["completion"] = ""
-    cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 2}
-    trainer = build(folder, rows, eval_rows=sample_rows(7, seed=3), **SGD, **cut, ddp_backend="gloo")
-    trainer.train()
-    evaluation = trainer.evaluate()
+    results = {}
+    for case, (_, options) in CASES.items():
+        trainer = case_trainer(case, folder, options, ranks=2)
+        results[case] = outcome(trainer) | {"head": trainer.lm_head_backend}
     if trainer.is_world_process_zero():
-        result = {name: logged(trainer, name) for name in ("loss", *FIGURES)}
-        result |= {f"eval_{name}": evaluation[f"eval_{name}"] for name in FIGURES}
-        torch.save(result | {"weights": weights_of(trainer)}, folder / "two_ranks.pt")
+        torch.save(results, folder / "two_ranks.pt")
 
 
 if __name__ == "__main__":
