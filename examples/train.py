@@ -14,6 +14,10 @@ A recipe for a card, a baseline, and going on where a run stopped:
     accelerate launch examples/train.py --loss_type nll
     accelerate launch examples/train.py --resume_from_checkpoint True
 
+More than one GPU (DDP; beside it are FSDP2, which needs --bnb_4bit_quant_storage bfloat16, and DeepSpeed):
+
+    accelerate launch --config_file examples/accelerate_configs/multi_gpu.yaml examples/train.py
+
 Every option of BFTConfig, SFTConfig and TRL's ModelConfig is a flag and a key of the YAML file (--help lists them).
 """
 
@@ -311,7 +315,11 @@ def main(argv: list[str] | None = None) -> None:
         share = f"{rows / len(train):.0%}" if rows <= len(train) else f"{rows / len(train):.1f} times all"
         print(f"{args.max_steps} steps see {rows} rows, {share} of the {len(train)} training rows.")
     print("Watch nll and eval_nll: lower is better. `loss` is weighted, its level says nothing across objectives.")
-    shown = list(test.select(range(min(script.show_samples, len(test))))) if isinstance(test, Dataset) else []
+    # A sharded model generates on all ranks or not at all: there the samples are left out.
+    whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+    shown = (
+        list(test.select(range(min(script.show_samples, len(test))))) if isinstance(test, Dataset) and whole else []
+    )
     shown = [row for row in shown if "prompt" in row and parse_process(_text(row["completion"]))]  # gene sets
     prompts = [row["prompt"] for row in shown]
     before = answers(trainer, prompts) if prompts else []

@@ -219,3 +219,21 @@ def test_the_wheel_is_converted_once_and_whole(tmp_path, monkeypatch):
     assert text.endswith("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n")
     monkeypatch.setattr("bft_trl.demo_model._convert", None)  # a second call must not convert
     assert demo_model(tmp_path) == model
+
+
+@pytest.mark.parametrize(
+    "path", sorted((SCRIPT.parent / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_accelerate_reads_its_configs(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    expected = {
+        "single_gpu": "NO",
+        "multi_gpu": "MULTI_GPU",
+        "fsdp2": "FSDP",
+        "zero2": "DEEPSPEED",
+        "zero3": "DEEPSPEED",
+    }
+    assert config.distributed_type.value == expected[path.stem]
+    assert config.mixed_precision == "no"

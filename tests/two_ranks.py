@@ -1,4 +1,7 @@
-"""One of two gloo ranks: trains every case of CASES and lets rank 0 save what came out. `main` is the ranks' side."""
+"""Two gloo ranks against one process: the cases, and as a script the side of a rank, which saves what came out.
+
+torchrun --nproc_per_node=2 tests/two_ranks.py FOLDER CASE [CASE ...]
+"""
 
 import sys
 from pathlib import Path
@@ -25,6 +28,20 @@ FIGURES = (
 SGD = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "max_steps": 3}
 LORA = {"r": 4, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 PACKED = {"packing": True, "max_length": 128}  # 4 rows of 2, 2, 3 and 1 documents
+
+
+def zero(stage: int) -> dict[str, Any]:
+    """A DeepSpeed configuration that lets SGD through, and shards even the smallest weight."""
+    return {
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
 # For each case the options of one process, and how two ranks cut the same step.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "all weights": ({"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2}),
@@ -34,6 +51,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lora, masked rank": ({"per_device_train_batch_size": 4}, {"per_device_train_batch_size": 2}),
     "lora, fsdp2": ({"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2}),
     "all weights, fsdp2": ({"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2}),
+    "lora, zero2": ({"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2, "deepspeed": zero(2)}),
+    "lora, zero3": ({"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2, "deepspeed": zero(3)}),
 }
 
 
@@ -85,6 +104,15 @@ def use_fsdp2_on_cpu(trainer: BFTTrainer) -> None:
 def outcome(trainer: BFTTrainer) -> dict[str, Any]:
     """Trains, evaluates, and returns losses, gradient norms, figures and weights."""
     trainer.train()
+    if trainer.is_deepspeed_enabled:
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(trainer.model.parameters())):
+            return measured(trainer)
+    return measured(trainer)
+
+
+def measured(trainer: BFTTrainer) -> dict[str, Any]:
     parameters = [parameter.detach() for parameter in trainer.model.parameters() if parameter.requires_grad]
     sharded = {isinstance(parameter, DTensor) for parameter in parameters} == {True}
     full = [parameter.full_tensor() if isinstance(parameter, DTensor) else parameter for parameter in parameters]
@@ -99,8 +127,8 @@ def outcome(trainer: BFTTrainer) -> dict[str, Any]:
 def main() -> None:
     folder = Path(sys.argv[1])
     results = {}
-    for case, (_, options) in CASES.items():
-        trainer = case_trainer(case, folder, options, ranks=2)
+    for case in sys.argv[2:]:
+        trainer = case_trainer(case, folder, CASES[case][1], ranks=2)
         results[case] = outcome(trainer) | {"head": trainer.lm_head_backend}
     if trainer.is_world_process_zero():
         torch.save(results, folder / "two_ranks.pt")
