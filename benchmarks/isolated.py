@@ -1,0 +1,105 @@
+"""Arms side by side, each in a process of its own, in interleaved repeats: what head.py and step.py share.
+
+A script calls `measure_all` with its cases; for each one it is started anew with `--case JSON` and answers with a line
+of JSON. So no arm inherits another's memory, threads or caches, and what slows the machine down meets them all.
+"""
+
+import csv
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import trl
+from tqdm import tqdm
+
+STATUS = Path("/proc/self/status")
+
+
+def measure_all(script: Path, cases: list[dict[str, Any]], *, repeats: int, memory_gib: float, out: Path) -> None:
+    """Runs every case `repeats` times and writes a row for each run to `out`, after each: a kill loses nothing."""
+    rows: list[dict[str, Any]] = []
+    runs = [(repeat, case) for repeat in range(repeats) for case in cases if repeat < case.get("repeats", repeats)]
+    for repeat, case in tqdm(runs, desc=script.name):
+        command = [sys.executable, str(script), "--case", json.dumps(case), "--memory-gib", str(memory_gib)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        if done.returncode or not lines:
+            raise RuntimeError(f"{case} failed:\n{done.stderr[-2000:]}")
+        named = {name: value for name, value in case.items() if name != "repeats"}
+        rows.append(machine() | named | {"repeat": repeat} | json.loads(lines[-1]))
+        with out.open("w", newline="") as file:
+            names = list(dict.fromkeys(name for row in rows for name in row))
+            writer = csv.DictWriter(file, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def machine() -> dict[str, Any]:
+    gpu = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name()
+        if gpu
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__.split("+")[0],
+        "trl": trl.__version__,
+    }
+
+
+def answer(action: Callable[[], dict[str, Any]], memory_gib: float) -> None:
+    """Prints what `action` returns, or that memory ran out: on a CPU at a limit, so that the machine survives."""
+    if not torch.cuda.is_available():
+        limit = int(memory_gib * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        result = action()
+    except (RuntimeError, MemoryError) as error:  # torch's CPU allocator raises a plain RuntimeError
+        if not isinstance(error, MemoryError) and "allocate" not in str(error) and "out of memory" not in str(error):
+            raise
+        result = {"out_of_memory": True}
+    print(json.dumps(result))
+
+
+def timed(action: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    action()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def reset_peak() -> int:
+    """Forgets the peak so far and returns the memory in use, in bytes: the card's where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    if STATUS.exists():
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+    return _status("VmRSS")
+
+
+def peak() -> int:
+    """Peak memory in bytes since `reset_peak` (without /proc: of the whole process)."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    if not STATUS.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def medians(path: Path, by: list[str], values: list[str]) -> pd.DataFrame:
+    """The median of each of `values` over the repeats, a row for each combination of `by`."""
+    rows = pd.read_csv(path)
+    if "out_of_memory" in rows:
+        rows = rows[rows["out_of_memory"] != True]  # noqa: E712 - empty cells are not False
+    return rows.groupby(by, sort=False, dropna=False)[values].median().reset_index()
