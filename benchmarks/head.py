@@ -50,10 +50,10 @@ def cases() -> list[dict[str, Any]]:
     one_row = {"batch": 1, "share": 1.0, "width": 576}
     sweep = ("trl_supervised", "reference", "frozen", "two_products")
     for length in (512, 1024, 2048, 4096, 8192, 16_384, 32_768):
-        point = {"part": "tokens", "vocabulary": 49_152, "length": length, "repeats": 2 if length <= 4096 else 1}
+        point = {"part": "tokens", "vocabulary": 49_152, "length": length, "repeats": 1}
         found += [one_row | point | {"arm": arm} for arm in sweep]
     for vocabulary in (16_384, 32_768, 65_536, 131_072, 262_144):
-        point = {"part": "vocabulary", "vocabulary": vocabulary, "length": 512, "repeats": 2}
+        point = {"part": "vocabulary", "vocabulary": vocabulary, "length": 512, "repeats": 1}
         found += [one_row | point | {"arm": arm} for arm in sweep]
     return found
 
