@@ -52,6 +52,9 @@ def cases() -> list[dict[str, Any]]:
     for length in (512, 1024, 2048, 4096, 8192, 16_384, 32_768):
         point = {"part": "tokens", "vocabulary": 49_152, "length": length, "repeats": 1}
         found += [one_row | point | {"arm": arm} for arm in sweep]
+    for chunk in (16, 32, 64, 128, 256, 512):
+        point = {"part": "chunk", "arm": "frozen", "length": 2048, "chunk_mib": chunk}
+        found += [{"batch": 1, "share": 1.0} | point | model for model in models]
     for vocabulary in (16_384, 32_768, 65_536, 131_072, 262_144):
         point = {"part": "vocabulary", "vocabulary": vocabulary, "length": 512, "repeats": 1}
         found += [one_row | point | {"arm": arm} for arm in sweep]
@@ -71,7 +74,8 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 
     def run(tokens: int) -> None:
         hidden.grad = None
-        score(case["arm"], hidden[:, :tokens], weight, labels[:, :tokens])
+        chunk_bytes = case.get("chunk_mib", CHUNK_BYTES // 2**20) * 2**20
+        score(case["arm"], hidden[:, :tokens], weight, labels[:, :tokens], chunk_bytes=chunk_bytes)
 
     run(1 + int(length * (1 - case["share"])))  # starts threads and loads kernels, on next to no tokens
     before = reset_peak()
@@ -79,7 +83,9 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": round(min(seconds), 5), "extra_bytes": peak() - before}
 
 
-def score(arm: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> None:
+def score(
+    arm: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, *, chunk_bytes: int = CHUNK_BYTES
+) -> None:
     """Forward and backward of one arm."""
     if arm == "reference":
         bft_loss_full_logits(hidden @ weight.t(), labels, group_size=GROUP_SIZE).backward()
@@ -88,11 +94,11 @@ def score(arm: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Te
     mask = targets != -100
     if arm == "two_products":
         chosen = states[mask].detach()
-        for chunk in chosen.split(max(1, CHUNK_BYTES // (len(weight) * chosen.element_size()))):
+        for chunk in chosen.split(max(1, chunk_bytes // (len(weight) * chosen.element_size()))):
             torch.mm(torch.mm(chunk, weight.t()), weight)
         return
     if arm == "frozen":
-        found = frozen_log_probs(states[mask], weight, targets[mask]).log_probs
+        found = frozen_log_probs(states[mask], weight, targets[mask], chunk_bytes=chunk_bytes).log_probs
     else:
         chosen = states[mask] if arm == "trl_supervised" or hidden.is_cuda else states.flatten(0, 1)
         ids = targets[mask] if len(chosen) == mask.sum() else targets.clamp(min=0).flatten()
@@ -108,7 +114,7 @@ def score(arm: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Te
 
 
 def show() -> None:
-    by = ["part", "vocabulary", "length", "share", "arm"]
+    by = ["part", "vocabulary", "length", "share", "chunk_mib", "arm"]
     table = medians(OUT, by, ["seconds", "extra_bytes"])
     print("| vocabulary | supervised | head | seconds | of TRL | of full logits | extra MB | of full logits |")
     print("|---|---|---|---|---|---|---|---|")
@@ -127,6 +133,11 @@ def show() -> None:
     spread = 1 - ((frozen["seconds"] - fit) ** 2).sum() / ((frozen["seconds"] - frozen["seconds"].mean()) ** 2).sum()
     print(f"\nfrozen head: {constant:.3f} s + {1e3 * slope:.3f} ms a token, R^2 = {spread:.5f}")
 
+    print("\n| chunk, MiB | seconds, V = 49,152 | V = 128,256 |\n|---|---|---|")
+    chunks = table[table["part"] == "chunk"].pivot(index="chunk_mib", columns="vocabulary", values="seconds")
+    for chunk, row in chunks.iterrows():
+        print(f"| {chunk:.0f} | " + " | ".join(f"{value:.2f}" for value in row) + " |")
+
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), sharex="col", layout="constrained")
     for column, (part, axis, label) in enumerate(
         (("tokens", "length", "supervised tokens"), ("vocabulary", "vocabulary", "words in the vocabulary"))
@@ -138,6 +149,9 @@ def show() -> None:
                 axes[0, column].loglog(rows[axis], rows["seconds"], label=ARMS[arm], **style)
                 if arm != "two_products":
                     axes[1, column].loglog(rows[axis], rows["extra_bytes"] / 2**20, label=ARMS[arm], marker="o")
+        ticks = sorted(table.loc[table["part"] == part, axis].unique())
+        axes[1, column].set_xticks(ticks, [f"{tick / 1024:.3g}k" for tick in ticks])
+        axes[1, column].minorticks_off()
         axes[1, column].set_xlabel(label)
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("extra peak memory, MiB")
@@ -151,13 +165,17 @@ def main() -> None:
     parser.add_argument("--case", type=json.loads, help="one measurement; used by the script itself")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats of each arm")
     parser.add_argument("--memory-gib", type=float, default=16, help="address space that an arm may use on a CPU")
+    parser.add_argument(
+        "--only", help="measure this part alone (table, tokens, vocabulary, chunk), keep the others' rows"
+    )
     parser.add_argument("--plot", action="store_true", help="only read head.csv: the tables and the plot")
     options = parser.parse_args()
     if options.case:
         answer(lambda: measure(options.case), options.memory_gib)
         return
     if not options.plot:
-        measure_all(Path(__file__), cases(), repeats=options.repeats, memory_gib=options.memory_gib, out=OUT)
+        chosen = [case for case in cases() if options.only in (None, case["part"])]
+        measure_all(Path(__file__), chosen, repeats=options.repeats, memory_gib=options.memory_gib, out=OUT)
     show()
 
 

@@ -24,8 +24,15 @@ STATUS = Path("/proc/self/status")
 
 
 def measure_all(script: Path, cases: list[dict[str, Any]], *, repeats: int, memory_gib: float, out: Path) -> None:
-    """Runs every case `repeats` times and writes a row for each run to `out`, after each: a kill loses nothing."""
+    """Runs every case `repeats` times and writes a row for each run to `out`, after each: a kill loses nothing.
+
+    Rows of other parts than those of `cases` stay as they are.
+    """
+    parts = {case["part"] for case in cases}
     rows: list[dict[str, Any]] = []
+    if out.exists():
+        with out.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["part"] not in parts]
     runs = [(repeat, case) for repeat in range(repeats) for case in cases if repeat < case.get("repeats", repeats)]
     for repeat, case in tqdm(runs, desc=script.name):
         command = [sys.executable, str(script), "--case", json.dumps(case), "--memory-gib", str(memory_gib)]

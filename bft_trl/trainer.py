@@ -20,6 +20,7 @@ from bft_trl.dataset_checks import check_dataset, has_target, no_supervised_toke
 from bft_trl.lm_head import frozen_head_obstacle, use_frozen_head
 from bft_trl.metrics import figures, no_samples, pooled, sums_by_row, total
 from bft_trl.model_card import CARD_NAMES, PAPERS, complete_card, objective_section
+from bft_trl.warner import RunWarner
 from bft_trl.weighting import SupervisedTokens, Weights, bft_weights, supervised_tokens
 
 logger = get_logger(__name__)
@@ -109,8 +110,7 @@ class BFTTrainer(SFTTrainer):
             self.loss_is_scaled_for_ga = True
         self._step_sums: list[torch.Tensor] = []  # a row of sums for each step since the last log
         self._eval_sums: list[torch.Tensor] = []  # a row of sums for each evaluation batch
-        self._samples_seen, self._windowed_seen = 0.0, 0.0
-        self._warned: set[str] = set()
+        self._warner = RunWarner(args)
 
     def _choose_lm_head(self) -> str:
         """Puts the frozen LM head into the model where `lm_head_backend` asks for it and it holds."""
@@ -143,12 +143,22 @@ class BFTTrainer(SFTTrainer):
         # Called once per optimizer step. Under "bft" the items of a step are its samples, not its tokens.
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.args.loss_type == "bft":  # also for a rank without batches: the others wait for its count
+            self._leave_out_repeated_rows(batches)
             count = sum(_count_samples(batch) for batch in batches)
             num_items = self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
         if self.args.logging_strategy == "no":
             self._step_sums.clear()  # nobody will ever collect them
         self._step_sums.append(no_samples())
         return batches, num_items
+
+    def _leave_out_repeated_rows(self, batches: list[dict[str, Any]]) -> None:
+        """Unlabels the rows by which accelerate fills up the last batch of an epoch, so that all ranks have one."""
+        loader = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or not (batches and loader.end_of_dataloader and loader.remainder > 0):
+            return
+        labels = batches[-1]["labels"]
+        if _target_documents(batches[-1]) is None:  # the rows of a padding-free batch cannot be told from documents
+            labels[max(loader.remainder - self.accelerator.process_index * len(labels), 0) :] = -100
 
     def compute_loss(
         self,
@@ -229,7 +239,8 @@ class BFTTrainer(SFTTrainer):
                 ranks = self.accelerator.gather(steps[None].to(self.accelerator.device)).cpu()
                 steps = torch.cat([pooled(ranks[:, step]) for step in range(len(steps))])
             logs.update(figures(steps))
-            self._warn_once(logs, steps)
+            for message in self._warner.messages(logs, steps, self.state):
+                logger.warning(message)
         super().log(logs, start_time)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -246,56 +257,6 @@ class BFTTrainer(SFTTrainer):
             unit = "samples" if self.args.loss_type == "bft" else "tokens"
             output.metrics[f"{prefix}_loss"] = total(sums, "objective") / total(sums, unit)
         return output
-
-    def _warn_once(self, logs: dict[str, float], steps: torch.Tensor) -> None:
-        args = self.args
-        if "nll" not in logs or args.loss_type == "nll":
-            return
-        remedy = (
-            "`bft_version='v3'`, a floor such as `min_token_weight=0.1`, or a base model that knows the field better"
-        )
-        if args.loss_type == "dft":
-            remedy = f"`loss_type='bft'` with {remedy}"
-        uses_window = args.loss_type == "bft" and (args.sample_weighting or args.bft_version == "v3")
-        self._samples_seen += total(steps, "samples")
-        self._windowed_seen += total(steps, "windowed")
-        # From 20 samples on, a share of 5 % is at least one sample.
-        if uses_window and self._samples_seen >= 20 and self._windowed_seen < 0.05 * self._samples_seen:
-            self._warn(
-                "window",
-                f"Only {self._windowed_seen:.0f} of {self._samples_seen:.0f} samples are long enough for the "
-                f"confidence window of `group_size={args.group_size}` supervised tokens to act; for the others the "
-                "group confidence is the mean over the sample. Lower `group_size` to below the typical answer length "
-                "if that is not meant.",
-            )
-        if (args.loss_type == "dft" or args.token_weighting) and logs["token_weight"] < 0.01:
-            self._warn(
-                "vanishing",
-                f"The mean token weight is {logs['token_weight']:.4f}: the training signal vanishes where the "
-                f"model knows little. Try {remedy}.",
-            )
-        # The logged history is in the checkpoint too, so a resumed run still knows its start.
-        tenth = self.state.max_steps / 10
-        history = [(entry["step"], entry["nll"]) for entry in self.state.log_history if "nll" in entry]
-        start = [nll for step, nll in history if step <= max(tenth, history[0][0])]
-        later = [*history[len(start) :], (self.state.global_step, logs["nll"])]
-        if start and len(later) > 1:
-            # A tenth of the run, at least two log points, against its start; 2 % is the noise between batches.
-            recent = [nll for step, nll in later[:-2] if step > self.state.global_step - tenth]
-            recent += [nll for _, nll in later[-2:]]
-            before, now = sum(start) / len(start), sum(recent) / len(recent)
-            if now > 1.02 * before:
-                self._warn(
-                    "rising",
-                    f"The unweighted nll is {now:.3f} at step {self.state.global_step}, above its start of "
-                    f"{before:.3f}: the model unlearns the text it is trained on. Try {remedy}, or a lower "
-                    "`learning_rate`.",
-                )
-
-    def _warn(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            logger.warning(message)
 
     # --- the data ----------------------------------------------------------------------------------------------------
 
@@ -350,8 +311,7 @@ class BFTTrainer(SFTTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As `Trainer.train`; `resume_from_checkpoint=True` takes the last *complete* checkpoint and says which."""
-        self._step_sums, self._samples_seen, self._windowed_seen = [], 0.0, 0.0
-        self._warned.clear()
+        self._step_sums, self._warner = [], RunWarner(self.args)
         if resume_from_checkpoint is True:
             resume_from_checkpoint, skipped = last_complete_checkpoint(Path(self.args.output_dir))
             for folder, reason in skipped:

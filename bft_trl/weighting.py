@@ -69,8 +69,9 @@ def window_means(values: torch.Tensor, first: torch.Tensor, end: torch.Tensor) -
     Sums are differences of one running sum in float64: exact to 1e-12 times the number of tokens. (A float32 running
     sum over a long packed row would lose the small confidences that this method is about.)
     """
-    # MPS has no float64; the row is tiny, so it goes through the CPU there.
-    wide = values.cpu().double() if values.device.type == "mps" else values.double()
+    # MPS has no float64, and CUDA no deterministic running sum; the row is tiny, so it goes through the CPU there.
+    through_cpu = values.device.type == "mps" or torch.are_deterministic_algorithms_enabled()
+    wide = values.cpu().double() if through_cpu else values.double()
     total = torch.cat([wide.new_zeros(1), wide.cumsum(0)]).to(first.device)
     return ((total[end] - total[first]) / (end - first)).to(values)
 

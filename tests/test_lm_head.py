@@ -167,6 +167,16 @@ def test_no_tensor_is_larger_than_a_chunk():
     assert max(size for size in made.sizes if size != weight.numel()) == 4000
 
 
+@pytest.mark.parametrize("group_size", [1, 3, 50])
+def test_the_formula_that_benchmarks_time_is_the_loop_twin(group_size):
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(4, 12, 9, generator=generator)
+    labels = torch.where(torch.rand(4, 12, generator=generator) < 0.7, torch.randint(9, (4, 12)), -100)
+    labels[2] = -100
+    expected = reference.bft_loss(logits, labels, group_size=group_size).item()
+    assert reference.bft_loss_full_logits(logits, labels, group_size=group_size).item() == pytest.approx(expected)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

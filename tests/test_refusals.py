@@ -79,14 +79,22 @@ def test_nothing_to_learn_in_a_stream_or_in_prepared_rows(form, tmp_path):
         BFTTrainer(build_model(), build_config(tmp_path, **config), None, data, processing_class=build_tokenizer())
 
 
-def test_stream_trains_as_the_dataset_does(tmp_path):
-    """4 rows, batch 2 x accumulation 2, 3 steps: the stream's empty pulls at the end of an epoch are no steps."""
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        {"per_device_train_batch_size": 4, "packing": True, "max_length": 96},
+    ],
+    ids=["padded", "packed"],
+)
+def test_stream_trains_as_the_dataset_does(cut, tmp_path):
+    """4 rows, 3 steps of all of them: the stream's empty pulls at the end of an epoch are no steps."""
     rows, results = sample_rows(4), []
     for stream in (False, True):
         data = Dataset.from_list(rows)
         run = BFTTrainer(
             build_model(),
-            build_config(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, **SGD),
+            build_config(tmp_path, **cut, **SGD),
             train_dataset=data.to_iterable_dataset() if stream else data,
             processing_class=build_tokenizer(),
         )

@@ -1,0 +1,51 @@
+"""Benchmarks compare like with like: every arm of the loss head has the same gradient."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import head
+import isolated
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_the_arms_of_the_loss_head_agree(share):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 10, 6, generator=generator)
+    weight = torch.randn(31, 6, generator=generator)
+    labels = torch.randint(31, (2, 10), generator=generator)
+    labels = torch.where(torch.arange(10) >= 10 * (1 - share), labels, -100)
+    gradients = []
+    for arm in ("reference", "trl", "trl_supervised", "frozen"):
+        hidden = values.clone().requires_grad_()
+        head.score(arm, hidden, weight, labels)
+        gradients.append(hidden.grad)
+    assert gradients[0].abs().max() > 1e-3
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], atol=1e-6, rtol=1e-4)
+
+
+def test_running_out_of_memory_is_an_answer(capsys, monkeypatch):
+    monkeypatch.setattr(isolated.resource, "setrlimit", lambda *limits: None)  # it would hold for the other tests too
+
+    def greedy():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+
+    isolated.answer(greedy, 1.0)
+    assert capsys.readouterr().out == '{"out_of_memory": true}\n'
+
+    def wrong():
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        isolated.answer(wrong, 1.0)
+
+
+def test_medians_leave_out_what_ran_out_of_memory(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("arm,seconds,out_of_memory\na,1,\na,5,\na,3,\nb,,True\n")
+    assert isolated.medians(file, ["arm"], ["seconds"]).to_dict("records") == [{"arm": "a", "seconds": 3.0}]
