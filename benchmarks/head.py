@@ -4,8 +4,8 @@
     python benchmarks/head.py --plot     # the plot and the tables from head.csv
 
 Arms: TRL's fused head as it is on this device; TRL's head on supervised positions only, which is what it does on a
-GPU; the frozen head; the plain formula on full logits; and two bare matrix products in the frozen head's chunks, below
-which no exact head can go. All but the last two also give TRL's entropy and top-1. Runs on a GPU where there is one.
+GPU; the frozen head; the plain formula on full logits; and two bare matrix products in the frozen head's chunks, which
+no exact head can do without. All but the last two also give TRL's entropy and top-1. Runs on a GPU where there is one.
 """
 
 import argparse
@@ -72,9 +72,11 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     labels = torch.randint(vocabulary, (batch, length), generator=rng)
     labels = torch.where(torch.arange(length) >= length * (1 - case["share"]), labels, -100).to(device)
 
+    default = CHUNK_BYTES["cpu" if device == "cpu" else "default"]
+    chunk_bytes = case["chunk_mib"] * 2**20 if "chunk_mib" in case else default
+
     def run(tokens: int) -> None:
         hidden.grad = None
-        chunk_bytes = case.get("chunk_mib", CHUNK_BYTES // 2**20) * 2**20
         score(case["arm"], hidden[:, :tokens], weight, labels[:, :tokens], chunk_bytes=chunk_bytes)
 
     run(1 + int(length * (1 - case["share"])))  # starts threads and loads kernels, on next to no tokens
@@ -83,9 +85,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": round(min(seconds), 5), "extra_bytes": peak() - before}
 
 
-def score(
-    arm: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, *, chunk_bytes: int = CHUNK_BYTES
-) -> None:
+def score(arm: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, *, chunk_bytes: int) -> None:
     """Forward and backward of one arm."""
     if arm == "reference":
         bft_loss_full_logits(hidden @ weight.t(), labels, group_size=GROUP_SIZE).backward()
@@ -94,8 +94,10 @@ def score(
     mask = targets != -100
     if arm == "two_products":
         chosen = states[mask].detach()
-        for chunk in chosen.split(max(1, chunk_bytes // (len(weight) * chosen.element_size()))):
-            torch.mm(torch.mm(chunk, weight.t()), weight)
+        rows = min(len(chosen), max(1, chunk_bytes // (len(weight) * chosen.element_size())))
+        logits = chosen.new_empty(rows, len(weight))
+        for chunk in chosen.split(rows):
+            torch.mm(torch.mm(chunk, weight.t(), out=logits[: len(chunk)]), weight)
         return
     if arm == "frozen":
         found = frozen_log_probs(states[mask], weight, targets[mask], chunk_bytes=chunk_bytes).log_probs

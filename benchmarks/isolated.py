@@ -24,10 +24,11 @@ STATUS = Path("/proc/self/status")
 
 
 def measure_all(script: Path, cases: list[dict[str, Any]], *, repeats: int, memory_gib: float, out: Path) -> None:
-    """Runs every case `repeats` times and writes a row for each run to `out`, after each: a kill loses nothing.
+    """Runs every case `repeats` times and writes a row for each run to `out`.
 
-    Rows of other parts than those of `cases` stay as they are.
+    Until the last run they are in `out` with the ending .partial. Rows of other parts than those of `cases` stay.
     """
+    partial = out.with_suffix(out.suffix + ".partial")
     parts = {case["part"] for case in cases}
     rows: list[dict[str, Any]] = []
     if out.exists():
@@ -42,11 +43,12 @@ def measure_all(script: Path, cases: list[dict[str, Any]], *, repeats: int, memo
             raise RuntimeError(f"{case} failed:\n{done.stderr[-2000:]}")
         named = {name: value for name, value in case.items() if name != "repeats"}
         rows.append(machine() | named | {"repeat": repeat} | json.loads(lines[-1]))
-        with out.open("w", newline="") as file:
+        with partial.open("w", newline="") as file:
             names = list(dict.fromkeys(name for row in rows for name in row))
             writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+    partial.replace(out)
 
 
 def machine() -> dict[str, Any]:

@@ -13,7 +13,6 @@ gradient is linear in them.
 
 import functools
 import inspect
-from collections.abc import Iterator
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -23,8 +22,11 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
-# Memory for the logits of one chunk. Larger chunks make the products a little faster (docs/performance.md).
-CHUNK_BYTES = 64 * 2**20
+# Memory for the logits of one chunk. Each chunk reads the weight anew: with few rows a GPU would wait for that, so
+# there it is as much as TRL's tile of logits takes.
+CHUNK_BYTES = {"cpu": 64 * 2**20, "default": 256 * 2**20}
+# Keeps p - onehot in reach of float16, whose smallest number is 6e-8.
+_FLOAT16_SCALE = 1024
 
 
 class TokenScores(NamedTuple):
@@ -42,7 +44,7 @@ def frozen_log_probs(
     *,
     bias: torch.Tensor | None = None,
     logit_scale: float = 1.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> TokenScores:
     """Log-probabilities of `targets` under softmax(logit_scale * (hidden @ weight.T + bias)).
 
@@ -55,16 +57,33 @@ def frozen_log_probs(
         targets: (N,) token ids in [0, V).
         bias: (V,), frozen.
         logit_scale: what the model multiplies its logits by.
-        chunk_bytes: bound on the memory for logits. It changes results by rounding only.
+        chunk_bytes: bound on the memory for logits, by default `CHUNK_BYTES`. It changes results by rounding only.
+
+    Beside the chunk it takes the gradient's (N, H) and, where the weight is in another dtype than the products, a copy
+    of the weight.
 
     Raises:
-        ValueError: if a gradient of the head is asked for.
+        ValueError: if a gradient of the head is asked for, or for arguments that do not fit each other.
     """
     if torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad)):
         raise ValueError(
             "The LM head is trained, but `lm_head_backend='frozen'` would give it no gradient. Freeze it, or set "
             "`lm_head_backend='trl'`."
         )
+    if hidden.shape[:-1] != targets.shape or targets.dim() != 1 or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"`hidden` {tuple(hidden.shape)}, `weight` {tuple(weight.shape)} and `targets` {tuple(targets.shape)} "
+            "must have the shapes (N, H), (V, H) and (N,)."
+        )
+    if len(targets) and not 0 <= targets.min() <= targets.max() < len(weight):
+        raise ValueError(
+            f"The labels hold ids from {targets.min()} to {targets.max()}, but the model's vocabulary has "
+            f"{len(weight)}. Use the tokenizer of this model, and -100 for tokens that are not supervised."
+        )
+    if chunk_bytes is None:
+        chunk_bytes = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["default"])
+    if chunk_bytes < 1:
+        raise ValueError(f"`chunk_bytes={chunk_bytes}` must be 1 or more; a chunk has at least one token.")
     return TokenScores(*_FrozenLogProbs.apply(hidden, weight, targets, bias, logit_scale, chunk_bytes))
 
 
@@ -82,55 +101,45 @@ class _FrozenLogProbs(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         wide = torch.promote_types(dtype, torch.float32)
-        needs_grad = ctx.needs_input_grad[0]
         size, vocabulary = len(hidden), len(weight)
+        weight = weight.to(dtype)
+        bias = None if bias is None else bias.to(wide)
         log_probs, entropy = (torch.empty(size, dtype=wide, device=hidden.device) for _ in range(2))
         is_top1 = torch.empty(size, dtype=torch.bool, device=hidden.device)
-        gradient = torch.empty_like(hidden) if needs_grad else None
+        gradient = None
+        if ctx.needs_input_grad[0]:
+            gradient = torch.empty_like(hidden, dtype=wide if hidden.dtype == torch.float16 else None)
 
         # One buffer for the products' operand and, in half precision, a float32 one for all between.
         row_bytes = vocabulary * (dtype.itemsize + (wide.itemsize if wide != dtype else 0))
-        rows = min(size, max(1, chunk_bytes // row_bytes))
-        narrow = torch.empty(rows, vocabulary, dtype=dtype, device=hidden.device)
-        buffer = narrow if wide == dtype else torch.empty(rows, vocabulary, dtype=wide, device=hidden.device)
+        rows = max(1, min(size, chunk_bytes // row_bytes))
+        operand = torch.empty(rows, vocabulary, dtype=dtype, device=hidden.device)
+        buffer = operand if wide == dtype else torch.empty(rows, vocabulary, dtype=wide, device=hidden.device)
         with torch.autocast(device, enabled=False):
-            for first in range(0, size, rows or 1):
+            for first in range(0, size, rows):
                 chunk = slice(first, first + rows)
                 states, target = hidden[chunk].to(dtype), targets[chunk, None]
-                logits, probs = narrow[: len(states)], buffer[: len(states)]
-                for part, tile in _tiles(weight, dtype, chunk_bytes):
-                    torch.mm(states, tile.t(), out=logits[:, part])
+                logits, probs = operand[: len(states)], buffer[: len(states)]
+                torch.mm(states, weight.t(), out=logits)
                 if wide != dtype:
                     probs.copy_(logits)
                 if bias is not None:
-                    probs += bias.to(wide)
+                    probs += bias
                 if logit_scale != 1:
                     probs *= logit_scale
-                top, index = probs.max(-1, keepdim=True)  # the first of equals, as argmax
-                is_top1[chunk] = (index == target).squeeze(1)
-                target_logits = probs.gather(1, target)
-                torch.softmax(probs, -1, out=probs)
-                # The greatest probability is 1 / sum exp(logits - top).
-                scores = target_logits - top + probs.gather(1, index).log()
-                log_probs[chunk] = scores.squeeze(1)
+                log_probs[chunk], is_top1[chunk] = _softmax(probs, target)
                 if gradient is None:
-                    entropy[chunk] = torch.special.entr(probs).sum(-1)
+                    entropy[chunk] = torch.special.entr(probs, out=probs).sum(-1)
                     continue
-                # p - onehot before it is rounded and multiplied: nothing cancels where the model is sure.
-                probs.scatter_add_(1, target, torch.full_like(scores, -1))
-                if wide != dtype:
-                    logits.copy_(probs)
-                descent = torch.zeros(len(states), hidden.shape[1], dtype=wide, device=hidden.device)
-                for part, tile in _tiles(weight, dtype, chunk_bytes):
-                    _add_product(descent, logits[:, part], tile)
-                descent *= -logit_scale
-                gradient[chunk] = descent
+                ascent = logit_scale * _ascent(probs, logits, target, weight)
+                gradient[chunk] = ascent
                 # H = -log c + sum_v (onehot - p)_v z_v, and that sum is the gradient times the hidden state.
-                entropy[chunk] = (descent * states).sum(-1) - log_probs[chunk]
+                entropy[chunk] = (ascent * states).sum(-1) - log_probs[chunk]
                 if bias is not None:
-                    entropy[chunk] -= logit_scale * (probs @ bias.to(wide))
+                    entropy[chunk] -= logit_scale * (probs @ bias)
         ctx.mark_non_differentiable(entropy, is_top1)
         ctx.set_materialize_grads(False)
+        ctx.dtype = hidden.dtype
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return log_probs, entropy, is_top1
@@ -141,27 +150,30 @@ class _FrozenLogProbs(torch.autograd.Function):
         if grad_log_probs is None:
             return (None,) * 6
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad_log_probs[:, None]).to(gradient.dtype), *(None,) * 5
+        return (gradient * grad_log_probs[:, None]).to(ctx.dtype), *(None,) * 5
 
 
-def _tiles(weight: torch.Tensor, dtype: torch.dtype, chunk_bytes: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Pairs of a slice of the vocabulary and its rows of `weight` in `dtype`: in one piece if nothing must be cast."""
-    rows = len(weight)
-    if weight.dtype != dtype:
-        rows = max(1, chunk_bytes // (weight.shape[1] * dtype.itemsize))
-    for first in range(0, len(weight), rows):
-        part = slice(first, first + rows)
-        yield part, weight[part].to(dtype)
+def _softmax(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,) log-probability of the targets (N, 1), and whether they are top-1; `logits` (N, V) become probabilities."""
+    top, index = logits.max(-1, keepdim=True)  # the first of equals, as argmax
+    target_logits = logits.gather(1, target)
+    probs = torch.softmax(logits, -1, out=logits)
+    # The greatest probability is 1 / sum exp(logits - top).
+    log_probs = target_logits - top + probs.gather(1, index).log()
+    return log_probs.squeeze(1), (index == target).squeeze(1)
 
 
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """`total += left @ right`, on CUDA without rounding the product to half precision first."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    elif left.is_cuda and torch.version.hip is None:
-        total += torch.mm(left, right, out_dtype=torch.float32)
-    else:
-        total += left @ right
+def _ascent(probs: torch.Tensor, operand: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """(N, H) W[y] - sum_v p_v W[v] in the dtype of `probs`, which become p - onehot; `operand` is scratch."""
+    # p - onehot before it is rounded and multiplied: nothing cancels where the model is sure.
+    probs.scatter_add_(1, target, torch.full_like(target, -1, dtype=probs.dtype))
+    if operand.dtype == probs.dtype:
+        return -(probs @ weight)
+    scale = _FLOAT16_SCALE if operand.dtype == torch.float16 else 1
+    torch.mul(probs, scale, out=operand)
+    if operand.is_cuda and torch.version.hip is None:  # without rounding the product to half precision
+        return torch.mm(operand, weight, out_dtype=torch.float32) / -scale
+    return (operand @ weight).to(probs.dtype) / -scale
 
 
 # --- in a model ------------------------------------------------------------------------------------------------------
@@ -175,26 +187,30 @@ def frozen_head_obstacle(model: Any) -> str | None:
     if any(parameter.requires_grad for parameter in head.parameters()):
         return "the LM head (or the embedding that it is tied to) is trained"
     settings = _trl_settings(model)
-    if not {"final_logit_softcapping", "logit_scale"} <= settings.keys():
-        return "this version of TRL keeps the scale of the logits elsewhere"
+    if settings.keys() != _SETTINGS:
+        return f"this version of TRL's head has other settings: {sorted(settings.keys() ^ _SETTINGS)}"
     if settings["final_logit_softcapping"] is not None:
         return "the logits are soft-capped"
+    if settings["temperature"] != 1 or settings["cast_lm_head_to_fp32"]:
+        return "TRL's head was given a temperature, or float32 to work in"
     return None
 
 
 def use_frozen_head(model: Any) -> None:
-    """Lets `model(..., fused_lm_head=True)` score its supervised tokens by [`frozen_log_probs`].
+    """Lets `model(..., fused_lm_head="frozen")` score its supervised tokens by [`frozen_log_probs`].
 
     The output is TRL's `FusedCausalLMOutput` with `log_probs`, `entropy`, `is_top1` and `label_mask`, each (B, S-1)
-    and 0 where the label is -100. Every other call is the model's own. Call it after TRL's `add_fused_lm_head`.
+    and 0 where the label is -100. Every other call is what it was, also `fused_lm_head=True`, TRL's head: trainers
+    that share a model each ask for theirs. Call it after TRL's `add_fused_lm_head`.
     """
     logit_scale = _trl_settings(model)["logit_scale"]
     trl_forward = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` checks its arguments against the signature
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs.pop("fused_lm_head", False):
+        if kwargs.get("fused_lm_head") != "frozen":
             return trl_forward(*args, **kwargs)
+        del kwargs["fused_lm_head"]
         labels = kwargs.pop("labels")[:, 1:]
         kwargs.pop("num_items_in_batch", None)
         hidden = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
@@ -209,6 +225,13 @@ def use_frozen_head(model: Any) -> None:
         return FusedCausalLMOutput(**dict(zip(TokenScores._fields, per_token, strict=True)), label_mask=mask)
 
     model.forward = MethodType(forward, model)
+
+
+# What TRL's fused forward keeps of the model and of its own arguments.
+_SETTINGS = {
+    *("backbone_attr", "cast_lm_head_to_fp32", "final_logit_softcapping", "logit_scale", "original_forward"),
+    *("outputs", "temperature", "text_config"),
+}
 
 
 def _trl_settings(model: Any) -> dict[str, Any]:

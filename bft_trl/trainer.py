@@ -119,8 +119,8 @@ class BFTTrainer(SFTTrainer):
         head = model.get_output_embeddings()
         if not (hasattr(head, "weight") and hasattr(head, "bias")):
             raise ValueError(
-                f"The LM head is a `{type(head).__name__}`, whose weights TRL's fused head cannot read: remove "
-                "`trainable_token_indices` (and whatever else adapts a tied embedding) from the PEFT configuration."
+                f"The LM head is a `{type(head).__name__}`, whose weight and bias TRL's fused head cannot read. Where "
+                "PEFT adapts an embedding that is tied to it, remove `trainable_token_indices` from the configuration."
             )
         if backend == "trl":
             return backend
@@ -172,7 +172,7 @@ class BFTTrainer(SFTTrainer):
         `num_items_in_batch` is the number of samples in the step under "bft", None for the samples of this batch
         alone, and TRL's number of tokens under "nll" and "dft".
         """
-        forward = _RecordingForward(model)
+        forward = _RecordingForward(model, self.lm_head_backend)
         # TRL's own loss and metrics, from the one forward whose per-token output we record and reduce ourselves.
         result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
         loss, outputs = result if return_outputs else (result, None)
@@ -357,17 +357,18 @@ class BFTTrainer(SFTTrainer):
 
 
 class _RecordingForward:
-    """Calls the model and keeps the output of its fused LM head."""
+    """Calls the model, with the LM head of this trainer, and keeps the output of that head."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, backend: str) -> None:
         self.model = model
+        self.head: bool | str = backend if backend == "frozen" else True
         self.fused_output: Any = None
 
     def __call__(self, **inputs: Any) -> Any:
-        output = self.model(**inputs)
-        if inputs.get("fused_lm_head"):
-            self.fused_output = output
-        return output
+        if not inputs.get("fused_lm_head"):
+            return self.model(**inputs)
+        self.fused_output = self.model(**inputs | {"fused_lm_head": self.head})
+        return self.fused_output
 
 
 def _target_documents(inputs: dict[str, Any]) -> torch.Tensor | None:

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -22,7 +23,7 @@ def test_the_arms_of_the_loss_head_agree(share):
     gradients = []
     for arm in ("reference", "trl", "trl_supervised", "frozen"):
         hidden = values.clone().requires_grad_()
-        head.score(arm, hidden, weight, labels)
+        head.score(arm, hidden, weight, labels, chunk_bytes=2**20)
         gradients.append(hidden.grad)
     assert gradients[0].abs().max() > 1e-3
     for gradient in gradients[1:]:
@@ -49,3 +50,17 @@ def test_medians_leave_out_what_ran_out_of_memory(tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("arm,seconds,out_of_memory\na,1,\na,5,\na,3,\nb,,True\n")
     assert isolated.medians(file, ["arm"], ["seconds"]).to_dict("records") == [{"arm": "a", "seconds": 3.0}]
+
+
+def test_a_killed_run_leaves_the_old_rows(tmp_path, monkeypatch):
+    """The new rows of part b replace the old ones once all are there; those of part a stay."""
+    out = tmp_path / "rows.csv"
+    out.write_text("part,arm,repeat,seconds\na,x,0,1\nb,x,0,2\n")
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nprint('{\"seconds\": 3}')\nsys.exit('fails' in sys.argv[2])\n")
+    with pytest.raises(RuntimeError, match="fails"):
+        isolated.measure_all(script, [{"part": "b", "arm": "fails"}], repeats=1, memory_gib=1, out=out)
+    assert "b,x,0,2" in out.read_text()
+    isolated.measure_all(script, [{"part": "b", "arm": "y"}], repeats=2, memory_gib=1, out=out)
+    rows = pd.read_csv(out)
+    assert rows[["part", "arm", "seconds"]].to_numpy().tolist() == [["a", "x", 1], ["b", "y", 3], ["b", "y", 3]]

@@ -144,27 +144,53 @@ def test_a_head_in_another_dtype_than_the_products(stored):
     assert scores.log_probs.dtype == hidden.grad.dtype == torch.float32
 
 
-class Shapes(TorchDispatchMode):
-    """Remembers the size of every tensor that an operation returns."""
+class Made(TorchDispatchMode):
+    """Remembers the size of every tensor that an operation returns, and where in memory it lies."""
 
     def __init__(self):
         super().__init__()
-        self.sizes = []
+        self.sizes, self.places = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        self.sizes += [
-            value.numel() for value in (result if isinstance(result, tuple) else (result,)) if torch.is_tensor(value)
-        ]
+        for value in result if isinstance(result, tuple) else (result,):
+            if torch.is_tensor(value):
+                self.sizes.append(value.numel())
+                self.places.append(value.untyped_storage().data_ptr())
         return result
 
 
-def test_no_tensor_is_larger_than_a_chunk():
-    """60 tokens x 1,000 words in chunks of 4 rows: nothing but the weight has more than 4,000 numbers."""
-    hidden, weight, targets, _, _ = draw(60, 1000, 8, torch.float32)
-    with Shapes() as made:
-        frozen_log_probs(hidden, weight, targets, chunk_bytes=4 * 1000 * 4).log_probs.sum().backward()
+@pytest.mark.parametrize("train", [True, False])
+def test_no_tensor_is_larger_than_a_chunk(train):
+    """60 tokens x 1,000 words in chunks of 4 rows: one buffer of 4,000, and nothing else above but the weight."""
+    hidden, weight, targets, _, _ = draw(60, 1000, 5, torch.float32)
+    with Made() as made, torch.set_grad_enabled(train):
+        score = frozen_log_probs(hidden if train else hidden.detach(), weight, targets, chunk_bytes=4 * 1000 * 4)
+        if train:
+            score.log_probs.sum().backward()
     assert max(size for size in made.sizes if size != weight.numel()) == 4000
+    assert len({place for size, place in zip(made.sizes, made.places, strict=True) if size == 4000}) == 1
+
+
+def test_arguments_that_do_not_fit():
+    hidden, weight, targets, _, _ = draw(6, 9, 4)
+    for wrong in (targets[:1], targets[:3], torch.cat([targets, targets])):
+        with pytest.raises(ValueError, match=r"`hidden` \(6, 4\), `weight` \(9, 4\) and `targets` "):
+            frozen_log_probs(hidden, weight, wrong)
+    for wrong in (-1, 9, -100):
+        with pytest.raises(ValueError, match=r"labels hold ids from .* vocabulary has 9. Use the tokenizer"):
+            frozen_log_probs(hidden, weight, torch.full((6,), wrong))
+    with pytest.raises(ValueError, match="`chunk_bytes=0`"):
+        frozen_log_probs(hidden, weight, targets, chunk_bytes=0)
+
+
+def test_float16_keeps_a_sure_token():
+    """Logits 8 and -8 at c = 1 - 1.1e-7: q = 1 / (1 + e^16) is at the end of float16, and the gradient is 2 q."""
+    hidden = torch.tensor([[8.0]], dtype=torch.float16, requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0]], dtype=torch.float16)
+    # as a GradScaler would, so that what reaches the hidden state is in range again
+    (65536 * frozen_log_probs(hidden, weight, torch.tensor([0])).log_probs.sum()).backward()
+    assert hidden.grad.item() / 65536 == pytest.approx(2 / (1 + math.exp(16)), rel=0.5)
 
 
 @pytest.mark.parametrize("group_size", [1, 3, 50])
@@ -244,7 +270,7 @@ def test_models_equal_their_own_logits(name):
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     assert frozen_head_obstacle(model) is None
     use_frozen_head(model)
-    output = model(**inputs, fused_lm_head=True)
+    output = model(**inputs, fused_lm_head="frozen")
     output.log_probs.sum().backward()
     assert torch.equal(output.label_mask, mask)
     torch.testing.assert_close(output.log_probs, expected, atol=1e-10, rtol=0)
@@ -269,7 +295,7 @@ def test_a_fully_masked_batch_has_a_gradient_of_zero():
     use_frozen_head(model)
     inputs = batch()
     inputs["labels"] = torch.full_like(inputs["labels"], -100)
-    output = model(**inputs, fused_lm_head=True)
+    output = model(**inputs, fused_lm_head="frozen")
     assert not output.log_probs.any()
     output.log_probs.sum().backward()
     layer = model.model.layers[0].mlp.up_proj.weight
@@ -360,6 +386,30 @@ def test_a_trained_copy_of_a_tied_embedding_leaves_the_head_frozen(tmp_path):
 def test_trained_tokens_of_a_tied_embedding_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`TrainableTokensWrapper`.*remove `trainable_token_indices`"):
         trainer_with(tmp_path, lora=LORA | {"trainable_token_indices": [5, 6]})
+
+
+def test_settings_of_trls_head_that_it_does_not_know():
+    for settings in ({"temperature": 0.5}, {"cast_lm_head_to_fp32": True}):
+        model = build_model()
+        model.get_output_embeddings().requires_grad_(False)
+        add_fused_lm_head(model, **settings)
+        assert "temperature" in frozen_head_obstacle(model)
+    model.forward = model.generate  # some other method, as another version of TRL might put there
+    assert "other settings" in frozen_head_obstacle(model)
+
+
+def test_trainers_that_share_a_model_each_use_their_head(tmp_path, monkeypatch):
+    from bft_trl import lm_head
+
+    calls = []
+    scored = lm_head.frozen_log_probs
+    monkeypatch.setattr(lm_head, "frozen_log_probs", lambda *a, **k: calls.append(1) or scored(*a, **k))
+    first = trainer_with(tmp_path, lm_head_backend="trl", max_steps=1)
+    second = trainer_with(tmp_path, first.model, lora=None, lm_head_backend="frozen", max_steps=1)
+    first.train()
+    assert not calls
+    second.train()
+    assert calls
 
 
 def test_a_head_that_is_unfrozen_later_is_refused(tmp_path):
