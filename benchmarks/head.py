@@ -52,9 +52,6 @@ def cases() -> list[dict[str, Any]]:
     for length in (512, 1024, 2048, 4096, 8192, 16_384, 32_768):
         point = {"part": "tokens", "vocabulary": 49_152, "length": length, "repeats": 1}
         found += [one_row | point | {"arm": arm} for arm in sweep]
-    for chunk in (16, 32, 64, 128, 256, 512):
-        point = {"part": "chunk", "arm": "frozen", "length": 2048, "chunk_mib": chunk}
-        found += [{"batch": 1, "share": 1.0} | point | model for model in models]
     for vocabulary in (16_384, 32_768, 65_536, 131_072, 262_144):
         point = {"part": "vocabulary", "vocabulary": vocabulary, "length": 512, "repeats": 1}
         found += [one_row | point | {"arm": arm} for arm in sweep]
@@ -72,8 +69,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     labels = torch.randint(vocabulary, (batch, length), generator=rng)
     labels = torch.where(torch.arange(length) >= length * (1 - case["share"]), labels, -100).to(device)
 
-    default = CHUNK_BYTES["cpu" if device == "cpu" else "default"]
-    chunk_bytes = case["chunk_mib"] * 2**20 if "chunk_mib" in case else default
+    chunk_bytes = CHUNK_BYTES["cpu" if device == "cpu" else "default"]
 
     def run(tokens: int) -> None:
         hidden.grad = None
@@ -116,7 +112,7 @@ def score(arm: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Te
 
 
 def show() -> None:
-    by = ["part", "vocabulary", "length", "share", "chunk_mib", "arm"]
+    by = ["part", "vocabulary", "length", "share", "arm"]
     table = medians(OUT, by, ["seconds", "extra_bytes"])
     print("| vocabulary | supervised | head | seconds | of TRL | of full logits | extra MB | of full logits |")
     print("|---|---|---|---|---|---|---|---|")
@@ -134,11 +130,6 @@ def show() -> None:
     fit = slope * frozen["length"] + constant
     spread = 1 - ((frozen["seconds"] - fit) ** 2).sum() / ((frozen["seconds"] - frozen["seconds"].mean()) ** 2).sum()
     print(f"\nfrozen head: {constant:.3f} s + {1e3 * slope:.3f} ms a token, R^2 = {spread:.5f}")
-
-    print("\n| chunk, MiB | seconds, V = 49,152 | V = 128,256 |\n|---|---|---|")
-    chunks = table[table["part"] == "chunk"].pivot(index="chunk_mib", columns="vocabulary", values="seconds")
-    for chunk, row in chunks.iterrows():
-        print(f"| {chunk:.0f} | " + " | ".join(f"{value:.2f}" for value in row) + " |")
 
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), sharex="col", layout="constrained")
     for column, (part, axis, label) in enumerate(
@@ -167,9 +158,7 @@ def main() -> None:
     parser.add_argument("--case", type=json.loads, help="one measurement; used by the script itself")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats of each arm")
     parser.add_argument("--memory-gib", type=float, default=16, help="address space that an arm may use on a CPU")
-    parser.add_argument(
-        "--only", help="measure this part alone (table, tokens, vocabulary, chunk), keep the others' rows"
-    )
+    parser.add_argument("--only", help="measure this part alone (table, tokens, vocabulary), keep the others' rows")
     parser.add_argument("--plot", action="store_true", help="only read head.csv: the tables and the plot")
     options = parser.parse_args()
     if options.case:
