@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_trl.data.commands import add_data_commands
+from bft_trl.embeddings.commands import add_embedding_commands
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_score(commands)
     _add_eval(commands)
     _add_compare(commands)
+    add_embedding_commands(commands)
     return parser
 
 
@@ -124,7 +126,8 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from bft_trl.evaluation import evaluate, read_run
+    from bft_trl.evaluation import evaluate
+    from bft_trl.run_folder import read_run
 
     run = read_run(
         args.model,

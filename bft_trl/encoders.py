@@ -28,14 +28,20 @@ class Encoder:
     Args:
         model: Hub id or folder.
         batch_size: texts per forward pass.
+        max_tokens: texts are cut there; None takes what the model is configured for (64 where it is not).
 
-    Raises ValueError that names the option where the model cannot be loaded.
+    Raises ValueError that names the option where the model cannot be loaded or reads fewer tokens.
     """
 
-    def __init__(self, model: str, *, batch_size: int = 64) -> None:
+    def __init__(self, model: str, *, batch_size: int = 64, max_tokens: int | None = None) -> None:
         self.model = model
         self.batch_size = batch_size
         self._encoder = _load(model)
+        if max_tokens is not None:
+            longest = getattr(self._encoder[0].auto_model.config, "max_position_embeddings", max_tokens)
+            if not 1 <= max_tokens <= longest:
+                raise ValueError(f"`max_tokens={max_tokens}`: {model} reads 1 to {longest} tokens.")
+            self._encoder.max_seq_length = max_tokens
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors of `texts`, shape (N, D), float32. Each text is computed once; none give (0, D)."""
@@ -56,6 +62,16 @@ class Encoder:
     def dimension(self) -> int:
         """Numbers in a vector."""
         return self._encoder.get_embedding_dimension()
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text that are read, special ones among them."""
+        return self._encoder.max_seq_length
+
+    def n_cut(self, texts: Sequence[str]) -> int:
+        """How many of `texts` are longer than that."""
+        lengths = self._encoder.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        return sum(len(ids) > self.max_tokens for ids in lengths)
 
     @property
     def fingerprint(self) -> str:

@@ -4,13 +4,12 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bft_trl.atomic import check_folder
 from bft_trl.data.evaluation_sets import load_background
-from bft_trl.data.tables import read_json_object
+from bft_trl.run_folder import Run
 
 logger = logging.getLogger(__name__)
 
@@ -23,73 +22,6 @@ def tasks_path() -> Path:
     package = Path(__file__).parent
     installed = package / "eval_tasks"
     return installed if installed.is_dir() else package.parent / "eval_tasks"
-
-
-@dataclass(frozen=True)
-class Run:
-    """What an evaluation has to load."""
-
-    base: str
-    adapter: Path | None = None
-    quantization: Mapping[str, Any] | None = None
-    tokenizer: str | None = None
-    chat_template: bool = False
-
-    def model_args(self) -> dict[str, str]:
-        """As `lm_eval --model_args` takes them."""
-        arguments = {"pretrained": self.base, "peft": self.adapter and str(self.adapter), "tokenizer": self.tokenizer}
-        return {name: value for name, value in arguments.items() if value}
-
-
-def read_run(
-    model: str | None,
-    adapter: Path | None,
-    *,
-    base_only: bool = False,
-    load_in_4bit: bool | None = None,
-    chat_template: bool | None = None,
-) -> Run:
-    """Base model, quantization, tokenizer and chat template, from the run folder where they are not given.
-
-    Args:
-        model: base model; None takes the one that the adapter names.
-        adapter: folder of a PEFT adapter; None evaluates the base model itself. A folder that holds a whole model
-            counts as the model.
-        base_only: leave the adapter out, and load the base with its quantization, tokenizer and chat template: the
-            baseline that differs from the run in the adapter alone.
-        load_in_4bit: True loads the base in NF4, False as it is; None as it was in training.
-        chat_template: None applies it where the tokenizer has one.
-
-    Raises ValueError or FileNotFoundError that names the argument.
-    """
-    if base_only and adapter is None:
-        raise ValueError("`base_only=True` needs `adapter`, whose base model it evaluates.")
-    if adapter is None and model is None:
-        raise ValueError("Name a base model with `model`, or a trained run with `adapter`.")
-    quantization = tokenizer = None
-    if adapter is not None:
-        file = adapter / "adapter_config.json"
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"`adapter={str(adapter)!r}` has no adapter_config.json: name the folder that training wrote "
-                "(its output_dir or a checkpoint). A whole model goes into `model`."
-            )
-        model = model or read_json_object(file).get("base_model_name_or_path")
-        if not model:
-            raise ValueError(f"{file} names no base model: give it with `model`.")
-        loading = adapter / "base_model.json"
-        if loading.is_file():
-            quantization = read_json_object(loading).get("quantization")
-        elif load_in_4bit is None:
-            logger.warning("%s does not say whether the base was quantized: loading it as it is.", adapter)
-        if (adapter / "tokenizer_config.json").is_file():
-            tokenizer = str(adapter)
-    if load_in_4bit is not None:
-        nf4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-        quantization = (quantization or nf4) if load_in_4bit else None
-    if chat_template is None:
-        chat_template = _has_chat_template(tokenizer or str(model))
-    return Run(str(model), None if base_only else adapter, quantization, tokenizer, chat_template)
 
 
 def evaluate(
@@ -199,13 +131,3 @@ def _register_quantized(quantization: Mapping[str, Any]) -> None:
         def _create_model(self, *args: Any, **kwargs: Any) -> None:
             kwargs["quantization_config"] = AutoQuantizationConfig.from_dict(dict(quantization))
             super()._create_model(*args, **kwargs)
-
-
-def _has_chat_template(tokenizer: str) -> bool:
-    from transformers import AutoTokenizer
-
-    try:
-        return bool(AutoTokenizer.from_pretrained(tokenizer).chat_template)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"`model={tokenizer!r}`: its tokenizer cannot be loaded ({reason}).") from error

@@ -64,6 +64,17 @@ def has_process_line(answer: str) -> bool:
     return bool(_PROCESS_LINE.search(answer))
 
 
+def gene_profile_prompt(gene: str) -> str:
+    """The user turn that asks for a profile of a human gene."""
+    if not gene.strip():
+        raise ValueError("`gene` is empty.")
+    return (
+        f"Describe the human gene {gene} in one short paragraph: where in the cell its product is found, what kind of "
+        "protein it is, its molecular activity, the biological processes and pathways it takes part in, how it is "
+        "regulated, and the diseases it is linked to."
+    )
+
+
 def lettered(options: Sequence[str]) -> dict[str, str]:
     """Options under the labels A, B, C, ..., as [`choice_prompt`] takes them."""
     if not 2 <= len(options) <= len(LETTERS):

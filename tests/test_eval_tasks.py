@@ -14,8 +14,9 @@ from peft import LoraConfig, get_peft_model
 from test_encoders import build_bert
 
 from bft_trl.cli import main
-from bft_trl.evaluation import available, read_run, tasks_path
+from bft_trl.evaluation import available, tasks_path
 from bft_trl.prompts import gene_set_prompt
+from bft_trl.run_folder import read_run
 
 ROOT = Path(__file__).parents[1]
 MEDICAL = ["bft_medqa", "bft_medmcqa", "bft_pubmedqa", "bft_mmlu_medical"]

@@ -44,6 +44,15 @@ def load_gene_sets(split: str = "train") -> "Dataset":
         return Dataset.from_pandas(pd.read_parquet(path), preserve_index=False)
 
 
+def shipped_sets(*splits: str) -> pd.DataFrame:
+    """The gene sets that ship with the package (id, name, genes), of the given splits or of both."""
+    tables = []
+    for name in splits or ("train", "eval"):
+        with resources.as_file(SHIPPED / f"{name}.parquet") as path:
+            tables.append(pd.read_parquet(path, columns=["id", "name", "genes"]))
+    return pd.concat(tables, ignore_index=True)
+
+
 def exclude(sets: pd.DataFrame, evaluation_sets: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """`sets` without those that leak into one of `evaluation_sets`, by id, by name or by their genes."""
     leaked: set[str] = set()

@@ -45,9 +45,11 @@ def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         n_tests = len(result["rows"])
+        line = "\n" if columns == 1 else " "
         figure.supxlabel(
-            f"Difference to {_plain(result['baseline'])}, 95 % bootstrap interval over documents. Filled: p < {ALPHA} "
-            f"after Holm over {n_tests} tests. Diamonds: floors and the like.",
+            f"Difference to {_plain(result['baseline'])}, 95 % bootstrap interval over "
+            f"{result.get('over', 'documents')}.{line}Filled: p < {ALPHA} after Holm over {n_tests} tests. Diamonds: "
+            "floors and the like.",
             fontsize=8,
         )
         buffer = BytesIO()

@@ -7,19 +7,44 @@ from typing import Any
 from bft_trl.report.forest import COMPUTED
 from bft_trl.report.statistics import ALPHA
 
+LOWER_IS_BETTER = ("mse", "mae")
+# What an interval and a p-value are over, in words.
+_OVER = {
+    "documents": "on the same documents, with the 95 % bootstrap interval over documents",
+    "genes": "on the same pairs, with the 95 % bootstrap interval over genes, because pairs that share a gene are not "
+    "independent",
+    "perturbations": "on the same perturbations, with the 95 % bootstrap interval over perturbations",
+}
+_TEST = {
+    "documents": "exact McNemar test for scores of 0 and 1, else a paired permutation test",
+    "genes": "twice the smaller tail of the same bootstrap",
+    "perturbations": "paired permutation test",
+}
+
 
 def markdown_page(result: Mapping[str, Any]) -> str:
     """The tables of a comparison as Markdown."""
     return _environment(autoescape=False).get_template("comparison.md.j2").render(_context(result))
 
 
-def html_page(result: Mapping[str, Any], svg: str) -> str:
-    """The comparison as HTML with the plot inside it; every text from names, tasks and data is escaped."""
+def html_page(result: Mapping[str, Any], svg: str, *, figures: Sequence[tuple[str, str]] = ()) -> str:
+    """The comparison as HTML with the plots inside it; every text from names, tasks and data is escaped.
+
+    Args:
+        result: the comparison.
+        svg: the forest plot; "" where there is none.
+        figures: titles and SVGs of further plots.
+    """
     from markupsafe import Markup
 
-    # Ours, from matplotlib, which escapes its texts; without the XML prologue, which HTML does not know.
-    plot = Markup(svg[svg.index("<svg") :])
-    return _environment(autoescape=True).get_template("comparison.html.j2").render(_context(result), plot=plot)
+    def inline(image: str) -> Markup:
+        # Ours, from matplotlib, which escapes its texts; without the XML prologue, which HTML does not know.
+        return Markup(image[image.index("<svg") :] if image else "")
+
+    template = _environment(autoescape=True).get_template("comparison.html.j2")
+    return template.render(
+        _context(result), plot=inline(svg), figures=[(title, inline(image)) for title, image in figures]
+    )
 
 
 def _context(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +67,14 @@ def _context(result: Mapping[str, Any]) -> dict[str, Any]:
         tasks.append({"name": task, "metrics": metrics, "references": references} | described)
     everywhere = [row for row in result["reference_rows"] if row["task"] == "all"]
     found = [row for row in result["rows"] if row["p_holm"] < ALPHA]
-    return dict(result) | {"tasks": tasks, "below": below, "everywhere": everywhere, "found": found, "alpha": ALPHA}
+    over = result.get("over", "documents")
+    words = {"unit": {"documents": "documents", "genes": "pairs"}.get(over, over), "interval_of": _OVER[over]}
+    words |= {"test_of": _TEST[over], "documents": over == "documents", "pairwise": [], "n_pairwise": 0}
+    return (
+        dict(result)
+        | words
+        | {"tasks": tasks, "below": below, "everywhere": everywhere, "found": found, "alpha": ALPHA}
+    )
 
 
 def _under_a_floor(
@@ -51,9 +83,10 @@ def _under_a_floor(
     floors = [row for row in references if row["metric"] == metric and row["kind"] == "floor"]
     if not floors:
         return None
-    best = max(floors, key=lambda row: row["value"])
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    best = max(floors, key=lambda row: sign * row["value"])
     scores = {baseline: entry["baseline"]} | {row["run"]: row["score"] for row in entry["rows"]}
-    under = [f"{name} ({_number(score)})" for name, score in scores.items() if score <= best["value"]]
+    under = [f"{name} ({_number(score)})" for name, score in scores.items() if sign * score <= sign * best["value"]]
     return {"floor": best, "runs": under} if under else None
 
 
@@ -74,9 +107,14 @@ def _environment(*, autoescape: bool) -> Any:
 
 
 def _number(value: float | None) -> str:
-    """Three decimals for scores in [0, 1], one for percentiles and counts; a dash where there is none."""
+    """Three decimals for scores in [0, 1], one for percentiles and counts; a dash where there is none.
+
+    Under .01 two digits that count: errors are that small.
+    """
     if value is None or math.isnan(value):
         return "-"
+    if 0 < abs(value) < 0.01:
+        return f"{value:.2g}"
     return f"{value:.3f}" if abs(value) < 1.5 else f"{value:.1f}".removesuffix(".0")
 
 

@@ -1,0 +1,70 @@
+"""Which genes: lists of human symbols from any table, and what looks wrong in them."""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bft_trl.data.tables import read_table
+
+logger = logging.getLogger(__name__)
+
+# Columns that hold gene symbols, in the tables of this part.
+COLUMNS = ("gene", "gene_a", "gene_b", "perturbation")
+# Capitals, digits, - and . as HGNC writes them; open reading frames have "orf" in lower case.
+_SYMBOL = re.compile(r"[A-Z0-9][A-Z0-9.@_-]*|C[0-9XY]+orf[0-9]+(-[A-Z0-9]+)?")
+
+
+def read_genes(paths: Sequence[Path]) -> list[str]:
+    """Gene symbols of text files (one a line) and of the gene columns of tables, each once, sorted.
+
+    Of a pair table these are both genes; of a table with a `perturbation` column, the perturbed ones ("A+B" is two).
+
+    Raises ValueError or FileNotFoundError that names the file.
+    """
+    found: list[str] = []
+    for path in paths:
+        found += _read(path)
+    genes = [gene.strip() for gene in found if gene.strip()]
+    if not genes:
+        raise ValueError(f"`genes`: {', '.join(map(str, paths))} name no gene.")
+    unique = sorted(set(genes))
+    warn_of_symbols(unique)
+    return unique
+
+
+def warn_of_symbols(genes: Sequence[str]) -> list[str]:
+    """Those of `genes` that are no human gene symbols as HGNC writes them, after a warning."""
+    odd = [gene for gene in genes if not _SYMBOL.fullmatch(gene)]
+    if odd:
+        logger.warning(
+            "%d of %d genes are not written as human symbols are (mouse, lower case, an id?): %s. They stay as they "
+            "are; the same gene in another spelling counts as another gene.",
+            *(len(odd), len(genes), ", ".join(odd[:5]) + (", ..." if len(odd) > 5 else "")),
+        )
+    return odd
+
+
+def _read(path: Path) -> list[str]:
+    if path.suffix == ".txt":
+        if not path.is_file():
+            raise FileNotFoundError(f"`genes={str(path)!r}`: no such file.")
+        found = path.read_text(encoding="utf-8").splitlines()
+        repeated = len(found) - len(set(found))
+        if repeated:
+            logger.warning("%s names %d genes more than once; each gets one profile.", path, repeated)
+        return found
+    table = read_table(path, [])
+    columns = [name for name in COLUMNS if name in table.columns]
+    if not columns:
+        raise ValueError(
+            f"`genes={str(path)!r}` has none of the columns {list(COLUMNS)}; it has {list(table.columns)}."
+        )
+    chosen = ["perturbation"] if "perturbation" in columns else columns
+    symbols = pd.concat([table[name] for name in chosen])
+    missing = int(symbols.isna().sum())
+    if missing:
+        logger.warning("%s: %d rows without a gene are left out.", path, missing)
+    return [part for symbol in symbols.dropna().astype(str).unique() for part in symbol.split("+")]

@@ -1,0 +1,255 @@
+"""`bft-trl interactions`: do vectors of genes tell which of them interact, and better than what knows no text?"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from bft_trl.atomic import check_folder, write_text
+from bft_trl.data.gene_sets import shipped_sets
+from bft_trl.data.tables import read_gene_sets, read_json_object, read_table, write_parquet
+from bft_trl.embeddings import ranking
+from bft_trl.embeddings.classifiers import Fit, fit
+from bft_trl.embeddings.controls import annotation_vectors, degree_features, identity_features, symbol_vectors
+from bft_trl.embeddings.pairs import pair_features, read_pairs, share_a_term, shared_genes
+from bft_trl.embeddings.vectors import Vectors, random_like, read_named_vectors, shuffled
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("train", "valid", "test")
+CONTROLS = ("random", "shuffled", "identity", "degree", "symbol", "go")
+
+
+class Scored(NamedTuple):
+    """Probabilities of the test pairs under each vector set and control, and how they came about."""
+
+    test: pd.DataFrame  # gene_a, gene_b, label, no_shared_term
+    probabilities: dict[str, np.ndarray]
+    details: dict[str, dict[str, Any]]  # chosen, validation, made_of
+    vectors: dict[str, Vectors]
+    coverage: dict[str, float]
+    report: dict[str, Any]
+
+
+def score_interactions(
+    train: Path,
+    valid: Path,
+    test: Path,
+    vectors: Sequence[Path],
+    out: Path,
+    *,
+    go: Path | None = None,
+    training_sets: Path | None = None,
+    seed: int = 0,
+) -> Scored:
+    """Fits classifiers on each set of vectors and on the controls; what is done stays in `out`/arms.
+
+    A run that was killed goes on from there, and one with another set of vectors repeats nothing.
+
+    All are compared on the pairs of which every vector set has both genes; the share that each has is its coverage.
+
+    Args:
+        train, valid, test: tables of gene_a, gene_b and label; see [`read_pairs`]. `valid` chooses the classifier.
+        vectors: tables of gene and vector; the file's stem is the name.
+        out: folder.
+        go: gene sets for the control "go"; None takes those that ship with the package.
+        training_sets: gene sets of which the adapter's training data were made; None takes those that ship.
+        seed: of everything random.
+
+    Raises ValueError or FileNotFoundError, before any fitting, for tables, vectors and options that cannot be used.
+    """
+    if seed < 0:
+        raise ValueError(f"`seed={seed}` must be 0 or more.")
+    named = read_named_vectors(vectors, reserved=CONTROLS)
+    read = {name: read_pairs(path) for name, path in zip(PARTS, (train, valid, test), strict=True)}
+    annotated = shipped_sets() if go is None else read_gene_sets(go)
+    learned = shipped_sets("train") if training_sets is None else _read_sets(training_sets)
+    check_folder(out)
+    shared = shared_genes({name: part.pairs for name, part in read.items()})
+    if any(found["genes"] for found in shared.values()):
+        logger.warning(
+            "The parts share genes (%s): a classifier can do well by remembering genes. The controls 'identity' and "
+            "'degree' say how well.",
+            ", ".join(f"{which} {found['genes']}" for which, found in shared.items() if found["genes"]),
+        )
+    pairs, coverage = _covered({name: part.pairs for name, part in read.items()}, named)
+    for name, part in pairs.items():
+        if part["label"].nunique() < 2:
+            raise ValueError(f"`{name}`: only one label is left among {len(part)} pairs; both are needed.")
+    genes = sorted({gene for part in pairs.values() for end in ("gene_a", "gene_b") for gene in part[end]})
+    pairs["test"] = pairs["test"].assign(no_shared_term=~share_a_term(pairs["test"], learned))
+    arms = _arms(genes, pairs, named, annotated, seed=seed)
+    probabilities, details = {}, {}
+    for name, arm in (progress := tqdm(arms.items(), desc="Interactions", unit="arm")):
+        progress.set_postfix_str(name)
+        kept = _kept(out / "arms", name, arm, pairs, seed=seed)
+        probabilities[name], details[name] = (
+            kept.probabilities,
+            {
+                "chosen": kept.chosen,
+                "validation": kept.validation,
+                "made_of": arm.made_of,
+            },
+        )
+    report: dict[str, Any] = {"parts": {name: part.report for name, part in read.items()}, "shared": shared}
+    report["compared_on"] = {name: len(part) for name, part in pairs.items()}
+    report["no_shared_term"] = int(pairs["test"]["no_shared_term"].sum())
+    return Scored(pairs["test"], probabilities, details, named, coverage, report)
+
+
+def figures(
+    scored: Scored, *, rng: np.random.Generator, n_resamples: int = 9999
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, np.ndarray]]]:
+    """AUROC and average precision with 95 % intervals, and calibration, by name.
+
+    The former on all test pairs and on those that share no term of the training data ("_no_shared_term"), the latter
+    as Brier score and expected calibration error.
+
+    Returns:
+        figures, and for each metric the bootstrap values (R,) by name, from the same resamples of genes for all.
+    """
+    test = scored.test
+    genes = sorted({*test["gene_a"], *test["gene_b"]})
+    index = {gene: row for row, gene in enumerate(genes)}
+    first, second = (test[end].map(index).to_numpy() for end in ("gene_a", "gene_b"))
+    labels, apart = test["label"].to_numpy(), test["no_shared_term"].to_numpy()
+    resampled: dict[str, dict[str, list[np.ndarray]]] = {}
+    draws = ranking.gene_resamples(first, second, len(genes), rng=rng, n_resamples=n_resamples)
+    for weights in tqdm(draws, desc="Bootstrap over genes", unit="batch"):
+        for metric, ranked in ranking.METRICS.items():
+            for name, scores in scored.probabilities.items():
+                resampled.setdefault(metric, {}).setdefault(name, []).append(ranked(scores, labels, weights))
+                key = f"{metric}_no_shared_term"
+                some = (
+                    ranked(scores[apart], labels[apart], weights[:, apart])
+                    if apart.any()
+                    else np.full(len(weights), np.nan)
+                )
+                resampled.setdefault(key, {}).setdefault(name, []).append(some)
+    joined = {
+        metric: {name: np.concatenate(values) for name, values in by_name.items()}
+        for metric, by_name in resampled.items()
+    }
+    one = np.ones((1, len(test)))
+    found: dict[str, dict[str, Any]] = {}
+    for name, scores in scored.probabilities.items():
+        found[name] = {}
+        for metric, ranked in ranking.METRICS.items():
+            value = float(ranked(scores, labels, one)[0])
+            found[name][metric] = ranking.interval(value, joined[metric][name])
+            key = f"{metric}_no_shared_term"
+            value = float(ranked(scores[apart], labels[apart], one[:, apart])[0]) if apart.any() else float("nan")
+            found[name][key] = ranking.interval(value, joined[key][name])
+        found[name] |= _calibration(scores, labels)
+    return found, joined
+
+
+class _Arm(NamedTuple):
+    features: Callable[[pd.DataFrame], Any]
+    content: str  # hash of what the features are made of
+    made_of: str
+    trees: bool = True
+
+
+def _arms(
+    genes: Sequence[str],
+    pairs: Mapping[str, pd.DataFrame],
+    named: Mapping[str, Vectors],
+    sets: pd.DataFrame,
+    *,
+    seed: int,
+) -> dict[str, _Arm]:
+    """The vector sets and the controls, by name."""
+    index = {gene: row for row, gene in enumerate(genes)}
+
+    def of_vectors(values: np.ndarray, made_of: str) -> _Arm:
+        def features(part: pd.DataFrame) -> np.ndarray:
+            return pair_features(values, part["gene_a"].map(index).to_numpy(), part["gene_b"].map(index).to_numpy())
+
+        return _Arm(features, hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest(), made_of)
+
+    rng = np.random.default_rng(seed)
+    wanted = {name: found.values[found.rows(genes)] for name, found in named.items()}
+    name, first = next(iter(named.items()))
+    covered = first._replace(genes=list(genes), values=wanted[name])
+    arms = {name: of_vectors(values, "vectors") for name, values in wanted.items()}
+    arms["random"] = of_vectors(random_like(covered, rng).values, f"random vectors, as many numbers as {name}")
+    arms["shuffled"] = of_vectors(shuffled(covered, rng).values, f"the vectors of {name}, each of another gene")
+    train = pairs["train"]
+    of_train = hashlib.sha256(train.to_csv(index=False).encode()).hexdigest()
+    arms["identity"] = _Arm(
+        lambda part: identity_features(genes, part), of_train, "which genes, one number each", False
+    )
+    arms["degree"] = _Arm(lambda part: degree_features(train, part), of_train, "training pairs of each gene")
+    arms["symbol"] = of_vectors(*symbol_vectors(genes, list(named.values()), seed=seed))
+    arms["go"] = of_vectors(annotation_vectors(genes, sets, seed=seed), f"TF-IDF of {len(sets)} gene sets, SVD")
+    return arms
+
+
+def _kept(folder: Path, name: str, arm: _Arm, pairs: Mapping[str, pd.DataFrame], *, seed: int) -> Fit:
+    """The fit of an arm, from `folder` where it is there, made of the same things."""
+    tables = "".join(part[["gene_a", "gene_b", "label"]].to_csv(index=False) for part in pairs.values())
+    key = hashlib.sha256("\0".join([arm.content, tables, str(seed)]).encode()).hexdigest()[:16]
+    file, described = folder / f"{name}.parquet", folder / f"{name}.json"
+    test = pairs["test"]
+    if file.is_file() and described.is_file():
+        made = read_json_object(described)
+        if made.get("key") == key:
+            table = read_table(file, ["probability"])
+            if len(table) == len(test):
+                return Fit(table["probability"].to_numpy(), made["chosen"], made["validation"])
+    labelled = [(arm.features(pairs[part]), pairs[part]["label"].to_numpy()) for part in ("train", "valid")]
+    found = fit(labelled[0], labelled[1], arm.features(test), seed=seed, trees=arm.trees)
+    described.unlink(missing_ok=True)  # it vouches for the table
+    write_parquet(file, test[["gene_a", "gene_b", "label"]].assign(probability=found.probabilities))
+    made = {"key": key, "chosen": found.chosen, "validation": found.validation, "made_of": arm.made_of}
+    write_text(described, json.dumps(made, indent=2) + "\n")
+    return found
+
+
+def _covered(
+    pairs: Mapping[str, pd.DataFrame], named: Mapping[str, Vectors]
+) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
+    """The pairs of which every vector set has both genes, and the share of all pairs that each set has."""
+    inside = {
+        name: {
+            part: table["gene_a"].isin(set(found.genes)) & table["gene_b"].isin(set(found.genes))
+            for part, table in pairs.items()
+        }
+        for name, found in named.items()
+    }
+    total = sum(len(table) for table in pairs.values())
+    coverage = {name: float(sum(mask.sum() for mask in masks.values()) / total) for name, masks in inside.items()}
+    kept = {}
+    for part, table in pairs.items():
+        mask = np.logical_and.reduce([masks[part].to_numpy() for masks in inside.values()])
+        kept[part] = table[mask].reset_index(drop=True)
+        if not mask.all():
+            logger.warning(
+                "%s: %d of %d pairs have no vector in one of the sets.", part, int((~mask).sum()), len(mask)
+            )
+        if not mask.any():
+            raise ValueError(f"`{part}`: no pair has vectors of both genes in every set; coverage is {coverage}.")
+    return kept, coverage
+
+
+def _read_sets(path: Path) -> pd.DataFrame:
+    """Gene sets, from training rows as well: all that is asked for is their genes."""
+    table = read_table(path, []) if path.suffix == ".parquet" else None
+    return read_gene_sets(path) if table is None or "genes" not in table else table
+
+
+def _calibration(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Brier score, and the expected calibration error over ten groups of equally many pairs."""
+    groups = np.array_split(np.argsort(scores, kind="stable"), 10)
+    gaps = [len(group) * abs(scores[group].mean() - labels[group].mean()) for group in groups if len(group)]
+    return {
+        "brier": float(np.mean((scores - labels) ** 2)),
+        "calibration_error": float(sum(gaps) / len(scores)),
+    }
