@@ -35,7 +35,7 @@ def read_pairs(path: Path) -> Pairs:
         raise ValueError(f"{path}: {len(rows)} rows lack a gene or a label, the first of them row {rows[0]} (from 0).")
     if not table["label"].isin([0, 1]).all():
         odd = table["label"][~table["label"].isin([0, 1])].iloc[0]
-        raise ValueError(f"{path}: the label must be 0 or 1; found {odd!r}.")
+        raise ValueError(f"{path}: the label must be 0 or 1; found {odd}.")
     a, b = (table[name].astype(str).str.strip() for name in ("gene_a", "gene_b"))
     ordered = pd.DataFrame(
         {"gene_a": a.where(a <= b, b), "gene_b": b.where(a <= b, a), "label": table["label"].astype(int)}
