@@ -221,9 +221,11 @@ def _cell_vectors(args: argparse.Namespace) -> int:
 
 
 def _interactions(args: argparse.Namespace) -> int:
-    from bft_trl.embeddings.interactions import score_interactions
-    from bft_trl.embeddings.results import report_interactions
+    from bft_trl.embeddings.interactions import CONTROLS, score_interactions
+    from bft_trl.embeddings.results import check_report, report_interactions
 
+    reporting = _reporting(args)
+    check_report([*(path.stem for path in args.vectors), *CONTROLS], **reporting)
     scored = score_interactions(
         *(args.train, args.valid, args.test),
         args.vectors,
@@ -232,7 +234,7 @@ def _interactions(args: argparse.Namespace) -> int:
         training_sets=args.training_sets,
         seed=args.seed,
     )
-    results = report_interactions(scored, args.out, **_reporting(args))
+    results = report_interactions(scored, args.out, **reporting)
     return _say(results, args.out, ("auroc", "average_precision", "auroc_no_shared_term"))
 
 
@@ -240,9 +242,11 @@ def _perturbation(args: argparse.Namespace) -> int:
     import numpy as np
 
     from bft_trl.embeddings.cells import changes_of_cells, changes_of_table, read_anndata
-    from bft_trl.embeddings.perturbation import METRICS, score_perturbations
-    from bft_trl.embeddings.results import report_perturbation
+    from bft_trl.embeddings.perturbation import CONTROLS, METRICS, score_perturbations
+    from bft_trl.embeddings.results import check_report, report_perturbation
 
+    reporting = _reporting(args)
+    check_report([*(path.stem for path in args.vectors), *CONTROLS], **reporting)
     if args.data.suffix == ".h5ad":
         if args.perturbation_column is None or args.control is None:
             raise ValueError("An AnnData needs --perturbation-column and --control.")
@@ -259,7 +263,7 @@ def _perturbation(args: argparse.Namespace) -> int:
             raise ValueError("--perturbation-column and --counts are for an AnnData (.h5ad).")
         changes = changes_of_table(args.data, control=args.control)
     scored = score_perturbations(changes, args.vectors, args.out, folds=args.folds, seed=args.seed)
-    results = report_perturbation(scored, args.out, **_reporting(args))
+    results = report_perturbation(scored, args.out, **reporting)
     return _say(results, args.out, METRICS)
 
 

@@ -48,9 +48,11 @@ def report_interactions(
     Returns:
         The results.
     """
-    chosen_set = _gene_set(gene_sets, colour_by, scored.vectors)
     names = list(scored.probabilities)
-    _check(baseline, names, n_resamples)
+    check_report(
+        names, baseline=baseline, gene_sets=gene_sets, colour_by=colour_by, seed=seed, n_resamples=n_resamples
+    )
+    chosen_set = _gene_set(gene_sets, colour_by, scored.vectors)
     found, resampled = interactions.figures(scored, rng=np.random.default_rng(seed), n_resamples=n_resamples)
     metrics = list(ranking.METRICS)
 
@@ -106,9 +108,11 @@ def report_perturbation(
     """Writes `results.json`, `tests.parquet`, `perturbations.parquet`, `predictions.parquet`, `index.html`,
     `comparison.md` and the plots into `out`; returns the results. Arguments as of [`report_interactions`].
     """
-    chosen_set = _gene_set(gene_sets, colour_by, scored.vectors)
     names = list(scored.predicted)
-    _check(baseline, names, n_resamples)
+    check_report(
+        names, baseline=baseline, gene_sets=gene_sets, colour_by=colour_by, seed=seed, n_resamples=n_resamples
+    )
+    chosen_set = _gene_set(gene_sets, colour_by, scored.vectors)
     rng = np.random.default_rng(seed)
     # Over draws of random vectors first: a perturbation is the unit.
     averaged = scored.scores.groupby(["target_gene", "name", "perturbation"])[list(perturbation.METRICS)].mean()
@@ -173,7 +177,26 @@ def report_perturbation(
     return results
 
 
-def _check(baseline: str, names: Sequence[str], n_resamples: int) -> None:
+def check_report(
+    names: Sequence[str],
+    *,
+    baseline: str,
+    gene_sets: pd.DataFrame,
+    colour_by: str | None = None,
+    seed: int = 0,
+    n_resamples: int = 9999,
+) -> None:
+    """Raises ValueError for options of a report that cannot be: to be known before the fitting.
+
+    Args:
+        names: vector sets and controls; for the rest see [`report_interactions`].
+    """
+    if seed < 0:
+        raise ValueError(f"`seed={seed}` must be 0 or more.")
+    if colour_by is not None and not _named(gene_sets, colour_by).any():
+        raise ValueError(
+            f"`colour_by={colour_by!r}` is neither the id nor the name of one of {len(gene_sets)} gene sets."
+        )
     if n_resamples < 99:
         raise ValueError(f"`n_resamples={n_resamples}` must be 99 or more.")
     if baseline not in names or baseline == "additive":
@@ -284,11 +307,12 @@ def _gene_set(sets: pd.DataFrame, wanted: str | None, vectors: Mapping[str, Any]
         inside = [len(genes.intersection(members)) for members in sets["genes"]]
         row = sets.iloc[int(np.argmax(inside))]
     else:
-        found = sets[(sets["id"] == wanted) | (sets["name"] == wanted)]
-        if found.empty:
-            raise ValueError(f"`colour_by={wanted!r}` is neither the id nor the name of one of {len(sets)} gene sets.")
-        row = found.iloc[0]
+        row = sets[_named(sets, wanted)].iloc[0]
     return {"name": str(row["name"]), "genes": set(row["genes"])}
+
+
+def _named(sets: pd.DataFrame, wanted: str) -> pd.Series:
+    return (sets["id"] == wanted) | (sets["name"] == wanted)
 
 
 def _long(scored: perturbation.Scored) -> pd.DataFrame:
