@@ -45,7 +45,7 @@ def interactions(folder, out, *more):
 
 
 def perturbation(folder, out, *more, data="cells.h5ad"):
-    vectors = ["--vectors", str(folder / "base.parquet"), str(folder / "bft.parquet"), "--resamples", "199"]
+    vectors = ["--vectors", str(folder / "base.parquet"), str(folder / "bft.parquet")]
     columns = ["--perturbation-column", "guide", "--control", "NT"] if data.endswith("h5ad") else []
     sets = ["--go", str(folder / "sets.parquet")]
     return main(["perturbation", "--data", str(folder / data), *columns, *vectors, *sets, "--out", str(out), *more])
@@ -107,12 +107,11 @@ def test_perturbation_from_the_command_line(world, tmp_path):
     row = tests[(tests["metric"] == "mse") & (tests["name"] == "bft") & (tests["against"] == "training_mean")].iloc[0]
     differences = (table["bft"] - table["training_mean"]).to_numpy()
     assert row["difference"] == pytest.approx(differences.mean())
-    # All 2^6 exchanges of six pairs.
-    assert row["p"] == pytest.approx(
-        stats.permutation_test(
-            (differences,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
-        ).pvalue
-    )
+    # The t-test of scipy, with the variance of the mean times 1 + 6/5: five perturbations are what a fit has seen.
+    plain = stats.ttest_1samp(differences, 0)
+    assert row["p"] == pytest.approx(2 * stats.t.sf(abs(plain.statistic) / np.sqrt(1 + 6 / 5), 5))
+    width = (row["high"] - row["low"]) / 2
+    assert width == pytest.approx((plain.confidence_interval().high - differences.mean()) * np.sqrt(1 + 6 / 5))
     predictions = pd.read_parquet(tmp_path / "predictions.parquet")
     assert len(predictions) == 6 * 12
     assert {"observed", "base", "bft", "training_mean"} <= set(predictions.columns)
@@ -138,7 +137,7 @@ def test_perturbation_from_a_table(world, tmp_path):
         (perturbation, ["--control", "none"], "`control='none'`: 0 control cells"),
         (perturbation, ["--folds", "1"], "`folds=1` must be at least 2"),
         (perturbation, ["--counts"], "X holds numbers that are no counts"),
-        (perturbation, ["--resamples", "9"], "`n_resamples=9` must be 99 or more"),
+        (perturbation, ["--colour-by", "S9"], "`colour_by='S9'` is neither the id nor the name"),
     ],
 )
 def test_bad_options_are_named_before_anything_is_done(world, tmp_path, capsys, command, more, message):

@@ -20,7 +20,7 @@ from test_encoders import build_bert
 
 from bft_trl.cli import main
 from bft_trl.embeddings import profiles
-from bft_trl.embeddings.genes import read_genes
+from bft_trl.embeddings.genes import read_genes, warn_of_outdated
 from bft_trl.embeddings.profiles import read_profiles, write_profiles
 from bft_trl.embeddings.vectors import cell_vectors, embed_by_model, embed_profiles, read_vectors
 from bft_trl.encoders import Encoder
@@ -204,6 +204,20 @@ def test_genes_of_any_table(tmp_path, caplog):
         read_genes([tmp_path / "other.csv"])
     with pytest.raises(FileNotFoundError, match=r"none.txt"):
         read_genes([tmp_path / "none.txt"])
+
+
+def test_outdated_and_unknown_symbols(tmp_path, caplog):
+    table = pd.DataFrame(
+        [("AOPEP", '"C9orf3|ONPEP"', ""), ("MARCHF1", "MARCH1", "RNF171"), ("TP53", "", "p53|LFS1"), ("NA", "", "")],
+        columns=["symbol", "prev_symbol", "alias_symbol"],
+    )
+    table.to_csv(tmp_path / "hgnc.txt", sep="\t", index=False, quoting=3)
+    found = warn_of_outdated(["C9orf3", "MARCH1", "TP53", "LFS1", "QQQ1", "NA"], tmp_path / "hgnc.txt")
+    assert found == {"C9orf3": "AOPEP", "MARCH1": "MARCHF1", "LFS1": "TP53"}
+    assert "3 of 6 symbols are outdated; they stay as they are: C9orf3 (now AOPEP)" in caplog.text
+    assert "1 of 6 symbols are unknown to HGNC: QQQ1" in caplog.text
+    with pytest.raises(ValueError, match="none.txt' is not HGNC's complete set"):
+        warn_of_outdated(["A"], tmp_path / "none.txt")
 
 
 def test_profiles_of_texts_gene_sets_and_symbols(tmp_path, caplog):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from bft_trl.report.statistics import holm, paired_interval, paired_test, smallest_difference
+from bft_trl.report.statistics import cross_validated, holm, paired_interval, paired_test, smallest_difference
 
 
 def rng(seed=0):
@@ -137,3 +137,25 @@ def test_many_documents_in_little_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100e6
+
+
+def test_cross_validated_by_hand():
+    """Scores 1, 2, 3, 6: mean 3, s^2 = (4 + 1 + 0 + 9) / 3 = 14/3. With three units in a fit the variance of the mean
+    is (1/4 + 1/3) 14/3 = 49/18, and t = 3 / (7 / sqrt(18)) = 1.8183 with 3 degrees of freedom, whose 97.5 % point is
+    3.1824.
+    """
+    interval, p = cross_validated(np.array([1.0, 2, 3, 6]), n_train=3)
+    assert interval.mean == 3
+    assert interval.high - 3 == pytest.approx(3.18245 * 7 / math.sqrt(18), rel=1e-5)
+    assert 3 - interval.low == pytest.approx(interval.high - 3)
+    # The distribution function of t with 3 degrees of freedom has a closed form.
+    t = 3 * math.sqrt(18) / 7
+    x = t / math.sqrt(3)
+    assert p == pytest.approx(2 * (0.5 - (math.atan(x) + x / (1 + x**2)) / math.pi))
+
+
+def test_cross_validated_without_spread():
+    assert cross_validated(np.zeros(5), n_train=4) == ((0, 0, 0), 1.0)
+    assert cross_validated(np.ones(5), n_train=4) == ((1, 1, 1), 0.0)
+    interval, p = cross_validated(np.array([2.0]), n_train=4)
+    assert (interval.low, interval.high, p) == (-math.inf, math.inf, 1.0)

@@ -27,6 +27,9 @@ def _add_profiles(commands: Any) -> None:
         metavar="FILE",
         help="text files, a symbol a line, or tables with gene, gene_a and gene_b, or perturbation",
     )
+    profiles.add_argument(
+        "--hgnc", type=Path, metavar="FILE", help="hgnc_complete_set.txt: says which symbols are outdated or unknown"
+    )
     source = profiles.add_argument_group("source (one of: --model or --adapter, --texts, --gene-sets, --symbols)")
     source.add_argument("--model", metavar="BASE", help="Hub id or folder (default: the one that the adapter names)")
     source.add_argument("--adapter", type=Path, metavar="DIR", help="run folder or checkpoint of a PEFT adapter")
@@ -93,6 +96,7 @@ def _add_interactions(commands: Any) -> None:
         help="gene sets of the adapter's training data: a second figure is on pairs that share none of them (default: "
         "those that ship)",
     )
+    interactions.add_argument("--resamples", type=int, default=9999, help="bootstrap of the genes (default: 9999)")
     interactions.set_defaults(run=_interactions)
 
 
@@ -133,12 +137,11 @@ def _add_task(parser: argparse.ArgumentParser, *, baseline: str) -> None:
     )
     parser.add_argument("--colour-by", metavar="SET", help="gene set in the map (default: the one with most genes)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
-    parser.add_argument("--resamples", type=int, default=9999, help="bootstrap and permutations (default: 9999)")
 
 
 def _profiles(args: argparse.Namespace) -> int:
     from bft_trl.embeddings import profiles
-    from bft_trl.embeddings.genes import read_genes
+    from bft_trl.embeddings.genes import read_genes, warn_of_outdated
 
     by_model = args.model is not None or args.adapter is not None
     sources = [by_model, args.texts is not None, args.gene_sets is not None, args.symbols]
@@ -147,6 +150,10 @@ def _profiles(args: argparse.Namespace) -> int:
     if args.genes is None and (by_model or args.symbols):
         raise ValueError("--genes is needed: which genes are to be described?")
     genes = read_genes(args.genes) if args.genes else None
+    if args.hgnc is not None:
+        if genes is None:
+            raise ValueError("--hgnc needs --genes.")
+        warn_of_outdated(genes, args.hgnc)
     if args.texts is not None:
         made = profiles.profiles_of_texts(args.texts, genes, args.out)
     elif args.gene_sets is not None:
@@ -224,7 +231,7 @@ def _interactions(args: argparse.Namespace) -> int:
     from bft_trl.embeddings.interactions import CONTROLS, score_interactions
     from bft_trl.embeddings.results import check_report, report_interactions
 
-    reporting = _reporting(args)
+    reporting = _reporting(args) | {"seed": args.seed, "n_resamples": args.resamples}
     check_report([*(path.stem for path in args.vectors), *CONTROLS], **reporting)
     scored = score_interactions(
         *(args.train, args.valid, args.test),
@@ -275,8 +282,6 @@ def _reporting(args: argparse.Namespace) -> dict[str, Any]:
         "baseline": args.baseline,
         "gene_sets": shipped_sets() if args.go is None else read_gene_sets(args.go),
         "colour_by": args.colour_by,
-        "seed": args.seed,
-        "n_resamples": args.resamples,
     }
 
 

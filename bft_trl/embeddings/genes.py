@@ -47,6 +47,33 @@ def warn_of_symbols(genes: Sequence[str]) -> list[str]:
     return odd
 
 
+def warn_of_outdated(genes: Sequence[str], hgnc: Path) -> dict[str, str]:
+    """Those of `genes` that HGNC has replaced, with the symbol of today, after a warning; unknown ones are named too.
+
+    Args:
+        hgnc: HGNC's complete set (hgnc_complete_set.txt): tab-separated, with symbol, prev_symbol and alias_symbol, in
+            which several symbols have "|" between them.
+    """
+    # All of it as text: "MARCH1" is no date.
+    table = pd.read_csv(hgnc, sep="\t", dtype=str, keep_default_na=False) if hgnc.is_file() else None
+    wanted = ["symbol", "prev_symbol", "alias_symbol"]
+    if table is None or not set(wanted) <= set(table.columns):
+        raise ValueError(f"`hgnc={str(hgnc)!r}` is not HGNC's complete set, a tab-separated file with {wanted}.")
+    current = set(table["symbol"])
+    today: dict[str, str] = {}
+    for column in ("alias_symbol", "prev_symbol"):  # the second is the stronger claim
+        for symbol, others in zip(table["symbol"], table[column], strict=True):
+            today |= {other.strip(): symbol for other in others.strip('"').split("|") if other.strip()}
+    outdated = {gene: today[gene] for gene in genes if gene not in current and gene in today}
+    unknown = [gene for gene in genes if gene not in current and gene not in today]
+    if outdated:
+        shown = ", ".join(f"{old} (now {new})" for old, new in list(outdated.items())[:5])
+        logger.warning("%d of %d symbols are outdated; they stay as they are: %s", len(outdated), len(genes), shown)
+    if unknown:
+        logger.warning("%d of %d symbols are unknown to HGNC: %s", len(unknown), len(genes), ", ".join(unknown[:5]))
+    return outdated
+
+
 def _read(path: Path) -> list[str]:
     if path.suffix == ".txt":
         if not path.is_file():

@@ -97,7 +97,11 @@ def score_interactions(
                 "made_of": arm.made_of,
             },
         )
-    report: dict[str, Any] = {"parts": {name: part.report for name, part in read.items()}, "shared": shared}
+    report: dict[str, Any] = {
+        "parts": {name: part.report for name, part in read.items()},
+        "shared": shared,
+        "seed": seed,
+    }
     report["compared_on"] = {name: len(part) for name, part in pairs.items()}
     report["no_shared_term"] = int(pairs["test"]["no_shared_term"].sum())
     return Scored(pairs["test"], probabilities, details, named, coverage, report)

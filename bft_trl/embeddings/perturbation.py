@@ -105,9 +105,11 @@ def score_perturbations(
     )
     report = changes.report | {
         "perturbations": count,
+        "n_train": count - max(len(test) for test in rows),
         "genes": len(changes.genes),
         "folds": "leave one out" if n_folds == count else n_folds,
         "draws": draws,
+        "seed": seed,
         "with_additive": [name for name, has in zip(changes.perturbations, has_sum, strict=True) if has],
         "significant": None if changes.significant is None else int(changes.significant.sum()),
     }

@@ -16,7 +16,7 @@ from bft_trl.embeddings import interactions, perturbation, ranking
 from bft_trl.report import biology
 from bft_trl.report.forest import forest_plot
 from bft_trl.report.page import html_page, markdown_page
-from bft_trl.report.statistics import ALPHA, holm, paired_interval, paired_test
+from bft_trl.report.statistics import ALPHA, cross_validated, holm
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,8 @@ def report_interactions(
         name: {metric: _as_dict(value) for metric, value in found[name].items()} | scored.details[name]
         for name in names
     }
-    results = _results(described, scored.coverage, scored.report, seed=seed, n_resamples=n_resamples)
+    results = _results(described, scored.coverage, scored.report)
+    results |= {"n_resamples": n_resamples, "bootstrap_seed": seed}
     tests = _tests(test, list(scored.vectors), names, metrics)
     page = _page(
         "interactions",
@@ -102,18 +103,14 @@ def report_perturbation(
     baseline: str = "training_mean",
     gene_sets: pd.DataFrame,
     colour_by: str | None = None,
-    seed: int = 0,
-    n_resamples: int = 9999,
 ) -> dict[str, Any]:
     """Writes `results.json`, `tests.parquet`, `perturbations.parquet`, `predictions.parquet`, `index.html`,
     `comparison.md` and the plots into `out`; returns the results. Arguments as of [`report_interactions`].
     """
     names = list(scored.predicted)
-    check_report(
-        names, baseline=baseline, gene_sets=gene_sets, colour_by=colour_by, seed=seed, n_resamples=n_resamples
-    )
+    check_report(names, baseline=baseline, gene_sets=gene_sets, colour_by=colour_by)
     chosen_set = _gene_set(gene_sets, colour_by, scored.vectors)
-    rng = np.random.default_rng(seed)
+    n_train = scored.report["n_train"]
     # Over draws of random vectors first: a perturbation is the unit.
     averaged = scored.scores.groupby(["target_gene", "name", "perturbation"])[list(perturbation.METRICS)].mean()
     scores = averaged.loc["left out"]
@@ -123,8 +120,7 @@ def report_perturbation(
         both = (
             pd.concat([scores.loc[one, metric], scores.loc[other, metric]], axis=1, join="inner").dropna().to_numpy()
         )
-        estimate = paired_interval(both[:, 0] - both[:, 1], rng=rng, n_resamples=n_resamples)
-        p = paired_test(both[:, 0], both[:, 1], rng=rng, n_resamples=n_resamples).p
+        estimate, p = cross_validated(both[:, 0] - both[:, 1], n_train=n_train)
         return {"difference": estimate.mean, "low": estimate.low, "high": estimate.high, "p": p, "n": len(both)}
 
     described: dict[str, dict[str, Any]] = {}
@@ -134,12 +130,12 @@ def report_perturbation(
             for metric in metrics:
                 values = averaged.loc[target].loc[name][metric].dropna().to_numpy()
                 if len(values):
-                    estimate = ranking.Estimate(*paired_interval(values, rng=rng, n_resamples=n_resamples))
-                    described[name][metric + suffix] = _as_dict(estimate)
+                    estimate, _ = cross_validated(values, n_train=n_train)
+                    described[name][metric + suffix] = _as_dict(ranking.Estimate(*estimate))
         described[name]["n"] = int(scores.loc[name].shape[0])
         if name in scored.chosen:
             described[name]["chosen"] = pd.Series(scored.chosen[name]).value_counts().to_dict()
-    results = _results(described, scored.coverage, scored.report, seed=seed, n_resamples=n_resamples)
+    results = _results(described, scored.coverage, scored.report)
     tests = _tests(test, list(scored.vectors), names, metrics)
     page = _page(
         "perturbation",
@@ -159,8 +155,6 @@ def report_perturbation(
             },
             scored.coverage,
         ),
-        seed=seed,
-        n_resamples=n_resamples,
     )
     page |= _pairwise(tests, metrics[0])
     keep = perturbation.target_genes_left_out(scored.changes)
@@ -207,17 +201,12 @@ def _results(
     described: Mapping[str, dict[str, Any]],
     coverage: Mapping[str, float],
     report: Mapping[str, Any],
-    *,
-    seed: int,
-    n_resamples: int,
 ) -> dict[str, Any]:
     return {
         "format": 1,
         "vectors": {name: described[name] | {"coverage": share} for name, share in coverage.items()},
         "controls": {name: figures for name, figures in described.items() if name not in coverage},
         "data": dict(report),
-        "seed": seed,
-        "n_resamples": n_resamples,
     }
 
 
@@ -248,8 +237,8 @@ def _page(
     baseline: str,
     over: str,
     settings: Mapping[str, Any],
-    seed: int,
-    n_resamples: int,
+    seed: int | None = None,
+    n_resamples: int | None = None,
 ) -> dict[str, Any]:
     """The vector sets against the baseline, in the form that the comparison page takes; controls stand beside them."""
     rows: list[dict[str, Any]] = []
@@ -280,7 +269,7 @@ def _page(
         if name not in vectors and name != baseline
     ]
     needed = math.ceil(2 * len(rows) / ALPHA)
-    if n_resamples < needed:
+    if n_resamples is not None and n_resamples < needed:
         logger.warning("`n_resamples=%d`: take %d or more, or no p-value stands after Holm.", n_resamples, needed)
     return {
         "baseline": baseline,

@@ -47,7 +47,7 @@ def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
         n_tests = len(result["rows"])
         line = "\n" if columns == 1 else " "
         figure.supxlabel(
-            f"Difference to {_plain(result['baseline'])}, 95 % bootstrap interval over "
+            f"Difference to {_plain(result['baseline'])}, 95 % interval over "
             f"{result.get('over', 'documents')}.{line}Filled: p < {ALPHA} after Holm over {n_tests} tests. Diamonds: "
             "floors and the like.",
             fontsize=8,

@@ -13,12 +13,13 @@ _OVER = {
     "documents": "on the same documents, with the 95 % bootstrap interval over documents",
     "genes": "on the same pairs, with the 95 % bootstrap interval over genes, because pairs that share a gene are not "
     "independent",
-    "perturbations": "on the same perturbations, with the 95 % bootstrap interval over perturbations",
+    "perturbations": "on the same perturbations, with the 95 % interval over perturbations, wide enough for "
+    "predictors that were fitted to nearly the same data",
 }
 _TEST = {
     "documents": "exact McNemar test for scores of 0 and 1, else a paired permutation test",
     "genes": "twice the smaller tail of the same bootstrap",
-    "perturbations": "paired permutation test",
+    "perturbations": "Nadeau and Bengio's corrected t-test",
 }
 
 
