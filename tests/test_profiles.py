@@ -216,7 +216,7 @@ def test_outdated_and_unknown_symbols(tmp_path, caplog):
     assert found == {"C9orf3": "AOPEP", "MARCH1": "MARCHF1", "LFS1": "TP53"}
     assert "3 of 6 symbols are outdated; they stay as they are: C9orf3 (now AOPEP)" in caplog.text
     assert "1 of 6 symbols are unknown to HGNC: QQQ1" in caplog.text
-    with pytest.raises(ValueError, match="none.txt' is not HGNC's complete set"):
+    with pytest.raises(ValueError, match="none.txt.. is not HGNC's complete set"):
         warn_of_outdated(["A"], tmp_path / "none.txt")
 
 
