@@ -96,20 +96,23 @@ def _pairs(path: str | None, rng: np.random.Generator) -> pd.DataFrame:
     return pairs.assign(label=rng.integers(0, 2, len(pairs)))
 
 
+PARTS = {"profiles": profiles, "interactions": interactions, "perturbation": perturbation}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", help="table of gene pairs")
     parser.add_argument("--test", help="table of gene pairs")
     parser.add_argument("--repeats", type=int, default=3, help="of the profiles; the others run once (default: 3)")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="the others' rows stay")
     parser.add_argument("--memory-gib", type=float, default=20.0, help="at most (default: 20)")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
-        parts = {"profiles": profiles, "interactions": interactions, "perturbation": perturbation}
 
         def measured() -> dict[str, Any]:
             isolated.reset_peak()
-            found = parts[args.case["part"]](args.case)
+            found = PARTS[args.case["part"]](args.case)
             return found | {"peak_gib": round(isolated.peak() / 2**30, 3)}
 
         isolated.answer(measured, args.memory_gib)
@@ -120,8 +123,9 @@ def main() -> None:
     )
     for count, n_genes in ((25, 299), (2000, 5000)):
         cases.append({"part": "perturbation", "arm": "all", "perturbations": count, "genes": n_genes, "repeats": 1})
+    cases = [case for case in cases if case["part"] in args.parts]
     isolated.measure_all(Path(__file__), cases, repeats=args.repeats, memory_gib=args.memory_gib, out=OUT)
-    rows = pd.read_csv(OUT).drop(columns=["train", "test"])  # paths are nobody's business
+    rows = pd.read_csv(OUT).drop(columns=["train", "test"], errors="ignore")  # paths are nobody's business
     with replacing(OUT) as temporary:
         rows.to_csv(temporary, index=False)
 

@@ -243,7 +243,8 @@ def test_predictors_are_those_of_scikit_learn():
     distances = ((a[:, None] - a[None]) ** 2).sum(-1)
     width = np.median(distances[np.triu_indices(12, 1)])
     seen = set()
-    for name, weights in predictors.candidates(train, test):
+    for name, weigh in predictors.candidates(train, test).items():
+        weights = weigh()
         family, _, penalty = name.partition(", penalty ")
         if family == "ridge":
             twin = Ridge(alpha=float(penalty)).fit(a, changes).predict(b)
@@ -267,8 +268,8 @@ def test_inner_errors_from_the_gram_matrix_are_those_of_the_changes(monkeypatch)
     errors = {}
     for test in folds:
         train = np.setdiff1d(np.arange(15), test)
-        for name, weights in predictors.candidates(vectors[train], vectors[test]):
-            errors[name] = errors.get(name, 0) + ((weights @ changes[train] - changes[test]) ** 2).sum()
+        for name, weigh in predictors.candidates(vectors[train], vectors[test]).items():
+            errors[name] = errors.get(name, 0) + ((weigh() @ changes[train] - changes[test]) ** 2).sum()
     best = predictors._best(vectors, changes @ changes.T, np.random.default_rng(5))
     assert best == min(errors, key=errors.__getitem__)
     assert best.startswith("ridge")

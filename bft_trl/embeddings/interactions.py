@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,7 +200,8 @@ def _arms(
 def _kept(folder: Path, name: str, arm: _Arm, pairs: Mapping[str, pd.DataFrame], *, seed: int) -> Fit:
     """The fit of an arm, from `folder` where it is there, made of the same things."""
     tables = "".join(part[["gene_a", "gene_b", "label"]].to_csv(index=False) for part in pairs.values())
-    key = hashlib.sha256("\0".join([arm.content, tables, str(seed)]).encode()).hexdigest()[:16]
+    versions = [version("bft-trl"), version("scikit-learn")]
+    key = hashlib.sha256("\0".join([arm.content, tables, str(seed), *versions]).encode()).hexdigest()[:16]
     file, described = folder / f"{name}.parquet", folder / f"{name}.json"
     test = pairs["test"]
     if file.is_file() and described.is_file():

@@ -129,6 +129,7 @@ def _scores(predicted: np.ndarray, changes: Changes, *, name: str, draw: int) ->
     tables = []
     have = np.isfinite(predicted).all(1)  # not all perturbations have a sum of single ones
     left_out = target_genes_left_out(changes)
+    distances = metrics.l1_distances(predicted[have], changes.test[have])
     for target, keep in (("left out", left_out), ("kept", np.ones_like(left_out))):
         arguments = predicted[have], changes.test[have], keep[have]
         significant = None if changes.significant is None else changes.significant[have]
@@ -138,7 +139,7 @@ def _scores(predicted: np.ndarray, changes: Changes, *, name: str, draw: int) ->
             "mse": metrics.mse(*arguments),
             "mae": metrics.mae(*arguments),
             "sign_accuracy": np.nan if significant is None else metrics.sign_accuracy(*arguments, significant),
-            "discrimination": metrics.discrimination(*arguments),
+            "discrimination": metrics.discrimination(*arguments, distances=distances),
         }
         names = [one for one, has in zip(changes.perturbations, have, strict=True) if has]
         tables.append(

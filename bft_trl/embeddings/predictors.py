@@ -4,7 +4,8 @@
 are chosen on the Gram matrix of the changes, (P, P), however many genes there are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -40,47 +41,51 @@ def predict_unseen(
     for test in folds:
         train = np.setdiff1d(np.arange(len(changes)), test)
         name = _best(vectors[train], gram[np.ix_(train, train)], rng)
-        weights = next(found for candidate, found in candidates(vectors[train], vectors[test]) if candidate == name)
-        predicted[test] = weights @ changes[train]
+        predicted[test] = candidates(vectors[train], vectors[test])[name]() @ changes[train]
         chosen.append(name)
     return predicted, chosen
 
 
-def candidates(train: np.ndarray, test: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and weights (test, train) of each predictor: ridge and kernel ridge around the mean, nearest neighbours.
+def candidates(train: np.ndarray, test: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
+    """What gives the weights (test, train) of each predictor: ridge and kernel ridge around the mean, neighbours.
 
     Args:
         train, test: vectors, (N, D); centred on the training mean and scaled to its mean square length first.
     """
-    from sklearn.kernel_ridge import KernelRidge
     from sklearn.metrics.pairwise import cosine_distances, euclidean_distances
 
     centre = train.mean(0)
     length = np.sqrt(np.mean(((train - centre) ** 2).sum(1))) or 1.0
     a, b = (train - centre) / length, (test - centre) / length
-    # Fitted to the rows of the identity, less their mean: the prediction of weights instead of changes.
-    mean = np.full((1, len(train)), 1 / len(train))
-    targets = np.eye(len(train)) - mean
-    square = euclidean_distances(a, squared=True)
-    width = np.median(square[np.triu_indices(len(a), 1)]) if len(a) > 1 else 1.0
-    kernels = {
-        "ridge": (a @ a.T, b @ a.T, _PENALTIES),
-        "kernel ridge": (
-            np.exp(-square / (width or 1.0)),
-            np.exp(-euclidean_distances(b, a, squared=True) / (width or 1.0)),
-            _KERNEL_PENALTIES,
-        ),
-    }
-    for family, (own, other, penalties) in kernels.items():
-        for penalty in penalties:
-            model = KernelRidge(alpha=penalty, kernel="precomputed").fit(own, targets)
-            yield f"{family}, penalty {penalty:g}", model.predict(other) + mean
+    own = euclidean_distances(a, squared=True)
+    width = np.median(own[np.triu_indices(len(a), 1)]) or 1.0
+    linear = a @ a.T, b @ a.T
+    radial = np.exp(-own / width), np.exp(-euclidean_distances(b, a, squared=True) / width)
     nearest = np.argsort(cosine_distances(test, train), axis=1, kind="stable")
+    found: dict[str, Callable[[], np.ndarray]] = {}
+    for penalty in _PENALTIES:
+        found[f"ridge, penalty {penalty:g}"] = partial(_ridge, *linear, penalty)
+    for penalty in _KERNEL_PENALTIES:
+        found[f"kernel ridge, penalty {penalty:g}"] = partial(_ridge, *radial, penalty)
     for count in _NEIGHBOURS:
         if count < len(train):
-            weights = np.zeros((len(test), len(train)))
-            np.put_along_axis(weights, nearest[:, :count], 1 / count, axis=1)
-            yield f"{count} nearest neighbours", weights
+            found[f"{count} nearest neighbours"] = partial(_neighbours, nearest[:, :count], len(train))
+    return found
+
+
+def _ridge(own: np.ndarray, other: np.ndarray, penalty: float) -> np.ndarray:
+    """Weights of kernel ridge regression on changes less their mean, plus the mean."""
+    from scipy.linalg import solve
+
+    weights = solve(own + penalty * np.eye(len(own)), other.T, assume_a="pos").T
+    return weights + (1 - weights.sum(1, keepdims=True)) / len(own)
+
+
+def _neighbours(nearest: np.ndarray, count: int) -> np.ndarray:
+    """Equal weights for the neighbours (test, k), none for the rest of `count`."""
+    weights = np.zeros((len(nearest), count))
+    np.put_along_axis(weights, nearest, 1 / nearest.shape[1], axis=1)
+    return weights
 
 
 def additive(perturbations: list[str], changes: np.ndarray) -> np.ndarray:
@@ -100,11 +105,16 @@ def additive(perturbations: list[str], changes: np.ndarray) -> np.ndarray:
 def _best(vectors: np.ndarray, gram: np.ndarray, rng: np.random.Generator) -> str:
     """The candidate of the smallest squared error in inner folds: |w Y - y|^2 = w G w' - 2 w g + g0, G = Y Y'."""
     errors: dict[str, float] = {}
-    for test in fold_rows(len(vectors), min(INNER_FOLDS, len(vectors)), rng):
+    parts = fold_rows(len(vectors), min(INNER_FOLDS, len(vectors)), rng)
+    # A candidate that a fold does not have (so many neighbours) would win by the error that it lacks.
+    known: set[str] = set()
+    for test in parts:
         train = np.setdiff1d(np.arange(len(vectors)), test)
-        for name, weights in candidates(vectors[train], vectors[test]):
+        found = candidates(vectors[train], vectors[test])
+        known = known & set(found) if known else set(found)
+        for name, weigh in found.items():
+            weights = weigh()
             error = np.sum((weights @ gram[np.ix_(train, train)]) * weights)
             error += np.trace(gram[np.ix_(test, test)]) - 2 * np.sum(weights * gram[np.ix_(test, train)])
             errors[name] = errors.get(name, 0.0) + float(error)
-    # A candidate that a small fold does not have (neighbours) would win by its missing errors.
-    return min((name for name, _ in candidates(vectors[train], vectors[test])), key=errors.__getitem__)
+    return min((name for name in errors if name in known), key=errors.__getitem__)
