@@ -290,7 +290,7 @@ def _say(results: Mapping[str, Any], out: Path, metrics: tuple[str, ...]) -> int
         for name, figures in results[kind].items():
             found = [(metric, figures[metric]) for metric in metrics if figures.get(metric)]
             shown = [
-                f"{metric} {estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+                f"{metric} {estimate['value']:.3g} ({estimate['low']:.3g} to {estimate['high']:.3g})"
                 for metric, estimate in found
                 if None not in estimate.values()
             ]
