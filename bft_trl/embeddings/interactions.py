@@ -103,6 +103,8 @@ def score_interactions(
         "shared": shared,
         "seed": seed,
     }
+    everyone = {gene for part in read.values() for end in ("gene_a", "gene_b") for gene in part.pairs[end]}
+    report["genes_without_vector"] = {name: len(everyone - set(found.genes)) for name, found in named.items()}
     report["compared_on"] = {name: len(part) for name, part in pairs.items()}
     report["no_shared_term"] = int(pairs["test"]["no_shared_term"].sum())
     return Scored(pairs["test"], probabilities, details, named, coverage, report)
