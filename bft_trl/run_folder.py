@@ -106,6 +106,10 @@ def load_run(run: Run, *, device: str | None = None) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.quantizers import AutoQuantizationConfig
 
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`device={device!r}` cannot be used ({_first_line(error)}).") from error
     device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     quantization = run.quantization and AutoQuantizationConfig.from_dict(dict(run.quantization))
     try:

@@ -56,7 +56,11 @@ def split_genes(pairs: pd.DataFrame, rng: np.random.Generator) -> dict[str, pd.D
     genes = np.array(sorted({*pairs["gene_a"], *pairs["gene_b"]}))
     held_out = set(rng.choice(genes, len(genes) // 10, replace=False))
     inside = pairs["gene_a"].isin(held_out).astype(int) + pairs["gene_b"].isin(held_out)
-    return {"train": pairs[inside == 0].reset_index(drop=True), "valid": pairs[inside == 2].reset_index(drop=True)}
+    parts = {"train": pairs[inside == 0].reset_index(drop=True), "valid": pairs[inside == 2].reset_index(drop=True)}
+    for part, chosen in parts.items():
+        if chosen["label"].nunique() < 2:
+            raise ValueError(f"The table is too small: {len(chosen)} pairs for the part {part!r}, not of both labels.")
+    return parts
 
 
 def save(path: Path, pairs: pd.DataFrame) -> None:
@@ -79,7 +83,17 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     rng = np.random.default_rng(args.seed)
     tables = {"train": read_pairs(args.train).pairs, "test": read_pairs(args.test).pairs}
+    for part, pairs in tables.items():
+        if pairs["label"].nunique() < 2:
+            parser.error(f"--{part}: all pairs have the same label")
+    if min(args.genes) < 2:
+        parser.error(f"--genes: {min(args.genes)} is too few for a pair")
     if args.all:
+        tested = {*tables["test"]["gene_a"], *tables["test"]["gene_b"]}
+        seen = tables["train"]["gene_a"].isin(tested) | tables["train"]["gene_b"].isin(tested)
+        if seen.any():
+            logger.warning("%d training pairs with a gene of the test pairs are left out.", seen.sum())
+        tables["train"] = tables["train"][~seen]
         for part, chosen in split_genes(tables["train"], rng).items():
             save(args.out / f"{part}.parquet", chosen)
         save(args.out / "test.parquet", tables["test"])

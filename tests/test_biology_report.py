@@ -117,6 +117,12 @@ def test_perturbation_from_the_command_line(world, tmp_path):
     assert {"observed", "base", "bft", "training_mean"} <= set(predictions.columns)
 
 
+def test_a_folder_has_the_results_of_one_task(world, tmp_path, capsys):
+    (tmp_path / "results.json").write_text('{"task": "interactions"}')
+    assert perturbation(world, tmp_path) == 2
+    assert "holds the results of 'interactions'; name another folder for 'perturbation'" in capsys.readouterr().err
+
+
 def test_perturbation_from_a_table(world, tmp_path):
     rng = np.random.default_rng(0)
     rows = [(f"G{i}", f"G{j}", rng.standard_normal(), rng.random() / 5) for i in range(5) for j in range(8)]
@@ -132,7 +138,7 @@ def test_perturbation_from_a_table(world, tmp_path):
         (interactions, ["--baseline", "sft"], "`baseline='sft'` is none of ['base', 'bft', 'random'"),
         (interactions, ["--colour-by", "S9"], "`colour_by='S9'` is neither the id nor the name"),
         (interactions, ["--resamples", "9"], "`n_resamples=9` must be 99 or more"),
-        (interactions, ["--seed", "-1"], "`seed=-1` must be 0 or more"),
+        (interactions, ["--seed", "-1"], "`seed=-1` must be at least 0"),
         (perturbation, ["--baseline", "sft"], "`baseline='sft'` is none of"),
         (perturbation, ["--control", "none"], "`control='none'`: 0 control cells"),
         (perturbation, ["--folds", "1"], "`folds=1` must be at least 2"),

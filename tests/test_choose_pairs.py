@@ -31,8 +31,8 @@ def test_densest_by_hand():
 def test_parts_share_no_gene(tmp_path, monkeypatch, everything):
     rng = np.random.default_rng(0)
     for part, first in (("train", 0), ("test", 100)):
-        drawn = first + rng.integers(0, 60, (900, 2))
-        rows = [(f"G{min(a, b)}", f"G{max(a, b)}", int(rng.random() < 0.3)) for a, b in drawn if a != b]
+        drawn = first + rng.integers(0, 60, (1700, 2))
+        rows = [(f"G{min(a, b)}", f"G{max(a, b)}", int(rng.random() < 0.4)) for a, b in drawn if a != b]
         table(rows).drop_duplicates(["gene_a", "gene_b"]).to_parquet(tmp_path / f"{part}_all.parquet")
     command = ["choose_pairs.py", "--train", str(tmp_path / "train_all.parquet"), "--out", str(tmp_path)]
     command += ["--test", str(tmp_path / "test_all.parquet"), "--genes", "25", "15", "20", *["--all"] * everything]

@@ -77,7 +77,7 @@ ALLOWED = {
         *("atomic", "report.floors", "report.forest", "report.page", "report.published", "report.runs"),
         "report.statistics",
     },
-    "report.biology": set(),
+    "report.biology": {"report.forest"},
     "embeddings": set(),
     "embeddings.genes": {"data.tables"},
     "embeddings.profiles": {"atomic", "data.tables", "embeddings.genes", "prompts", "run_folder"},

@@ -1,6 +1,5 @@
 """Gene pairs: rules worked by hand, ranking beside scikit-learn, and classifiers that find what was planted."""
 
-import json
 import logging
 
 import numpy as np
@@ -127,11 +126,14 @@ def test_interval_and_p_by_hand():
 
 
 def test_calibration_by_hand():
-    """Ten pairs in ten groups of one: the gaps are |probability - label|, mean .3; the squares' mean is .1."""
+    """Ten groups of one pair, but for the two at .5, which stay together: a gap of 0, where apart they had .5 each.
+    The other gaps are .1, .2, .3, .4, twice. The squared errors are counted pair by pair.
+    """
     scores = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.6, 0.7, 0.8, 0.9])
     labels = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
     found = interactions._calibration(scores, labels)
-    assert found["calibration_error"] == pytest.approx((0.1 + 0.2 + 0.3 + 0.4 + 0.5) * 2 / 10)
+    assert found["calibration_error"] == pytest.approx((0.1 + 0.2 + 0.3 + 0.4) * 2 / 10)
+    assert interactions._calibration(np.full(100, 0.5), np.repeat([0, 1], 50))["calibration_error"] == 0
     assert found["brier"] == pytest.approx((0.01 + 0.04 + 0.09 + 0.16 + 0.25) * 2 / 10)
 
 
@@ -190,7 +192,7 @@ def cheap_fits(monkeypatch):
 
     def cheap(train, valid, test, *, seed, trees=True):
         fitted.append(1)
-        return Fit(np.asarray(test.sum(axis=1), dtype=float).ravel(), "cheap", {"cheap": 0.5})
+        return Fit(seed + np.asarray(test.sum(axis=1), dtype=float).ravel(), "cheap", {"cheap": 0.5})
 
     monkeypatch.setattr(interactions, "fit", cheap)
     return fitted
@@ -206,7 +208,10 @@ def test_a_planted_signal_is_found_and_controls_know_nothing(world, tmp_path):
     text = found["text"]["auroc"]
     assert text.value > 0.9
     assert text.low < text.value < text.high
-    assert text.value == pytest.approx(roc_auc_score(scored.test["label"], scored.probabilities["text"]))
+    assert text.value == pytest.approx(roc_auc_score(scored.test["label"], scored.probabilities["text"][0]))
+    draws = [roc_auc_score(scored.test["label"], draw) for draw in scored.probabilities["random"]]
+    assert len(set(draws)) == 5
+    assert found["random"]["auroc"].value == pytest.approx(np.mean(draws))
     for control in ("random", "shuffled", "symbol"):
         assert found[control]["auroc"].low < 0.5 < found[control]["auroc"].high
     # Gene-disjoint: nothing is known of any gene.
@@ -219,16 +224,18 @@ def test_a_planted_signal_is_found_and_controls_know_nothing(world, tmp_path):
 def test_what_is_done_is_not_done_again_and_what_changed_is(world, tmp_path, monkeypatch):
     fitted = cheap_fits(monkeypatch)
     first = score_interactions(*parts(world), [world / "text.parquet"], tmp_path)
-    assert len(fitted) == 7
+    assert len(fitted) == 1 + 5 + 5 + 4  # the vectors, five draws each of random and shuffled ones, other controls
     (tmp_path / "arms" / "go.json").unlink()  # as if killed before it
     table = pd.read_parquet(tmp_path / "arms" / "random.parquet")
     table.iloc[:-1].to_parquet(tmp_path / "arms" / "random.parquet")  # cut short
+    (tmp_path / "arms" / "degree.json").write_text("{")
+    (tmp_path / "arms" / "shuffled-3.parquet").write_bytes(b"PAR1")
     again = score_interactions(*parts(world), [world / "text.parquet"], tmp_path)
-    assert len(fitted) == 7 + 2
+    assert len(fitted) == 15 + 4
     for name in first.probabilities:
         assert (first.probabilities[name] == again.probabilities[name]).all()
     score_interactions(*parts(world), [world / "text.parquet"], tmp_path, seed=1)
-    assert len(fitted) == 7 + 2 + 7
+    assert len(fitted) == 15 + 4 + 15
 
 
 def test_pairs_without_a_vector_are_counted(world, tmp_path, caplog, monkeypatch):
@@ -261,15 +268,37 @@ def test_one_label_only(world, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_killed_while_fitting_leaves_no_half_written_arm(world, tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", ["write_parquet", "write_text"])
+def test_killed_while_an_arm_is_written(world, tmp_path, monkeypatch, moment):
+    """Over an older run with another seed: neither the old table nor a new one without its description is taken."""
+
     def stopped(*args, **kwargs):
         raise KeyboardInterrupt
 
     cheap_fits(monkeypatch)
-    monkeypatch.setattr(interactions, "write_text", stopped)  # between the table and what vouches for it
-    with pytest.raises(KeyboardInterrupt):
-        score_interactions(*parts(world), [world / "text.parquet"], tmp_path)
-    monkeypatch.undo()
-    cheap_fits(monkeypatch)
-    scored = score_interactions(*parts(world), [world / "text.parquet"], tmp_path)
-    assert json.loads((tmp_path / "arms" / "text.json").read_text())["chosen"] == scored.details["text"]["chosen"]
+    score_interactions(*parts(world), [world / "text.parquet"], tmp_path, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(interactions, moment, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            score_interactions(*parts(world), [world / "text.parquet"], tmp_path)
+    resumed = score_interactions(*parts(world), [world / "text.parquet"], tmp_path)
+    fresh = score_interactions(*parts(world), [world / "text.parquet"], tmp_path / "fresh")
+    for name, probabilities in fresh.probabilities.items():
+        assert (resumed.probabilities[name] == probabilities).all()
+
+
+def test_names_of_vectors_that_are_taken(world, tmp_path):
+    for name in ("label", "gene_a", "random"):
+        with pytest.raises(ValueError, match=f"'{name}' is the name of a control or of a column"):
+            score_interactions(*parts(world), [tmp_path / f"{name}.parquet"], tmp_path)
+    with pytest.raises(ValueError, match="two files are named 'text'"):
+        score_interactions(*parts(world), [world / "text.parquet", tmp_path / "text.parquet"], tmp_path)
+
+
+def test_labels_may_be_text_and_genes_may_not_be_missing(tmp_path):
+    table = pd.DataFrame({"gene_a": ["A", "B"], "gene_b": ["B", " C"], "label": ["1", "0"]})
+    table.to_parquet(tmp_path / "text.parquet")
+    assert read_pairs(tmp_path / "text.parquet").pairs.to_numpy().tolist() == [["A", "B", 1], ["B", "C", 0]]
+    table.assign(gene_a=["A", ""]).to_parquet(tmp_path / "text.parquet")
+    with pytest.raises(ValueError, match="1 rows lack a gene or a label, the first of them row 1"):
+        read_pairs(tmp_path / "text.parquet")

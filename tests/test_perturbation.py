@@ -168,6 +168,9 @@ def test_counts_are_normalised_to_the_median_of_the_controls():
     [
         (None, {"column": "gene"}, "perturbation_column='gene'.*obs has"),
         (None, {"control": "NT"}, "control='NT'.*0 control cells, and 20 are needed.*'ctrl'"),
+        (None, {"min_cells": 0}, "min_cells=0. must be 1 or more"),
+        (None, {"control": "zzz"}, "control='zzz'.*0 control cells"),
+        ("linear", {}, "far above log expression: take log1p"),
         (None, {"min_cells": 21}, "control cells, and 42 are needed|leaves 0 perturbations"),
         ("counts", {}, "raw counts, where log expression is expected. Add --counts"),
         (None, {"counts": True}, "hold.* numbers that are no counts"),
@@ -177,6 +180,8 @@ def test_counts_are_normalised_to_the_median_of_the_controls():
 )
 def test_cells_that_cannot_be_used(change, options, message):
     cells = many_cells(np.random.default_rng(0), counts=change == "counts")
+    if change == "linear":
+        cells.X = cells.X * 100.5
     if change == "negative":
         cells.X[0, 0] = -1
     if change == "nan":
@@ -192,6 +197,26 @@ def test_a_perturbation_of_two_cells_is_left_out_and_named(caplog):
         found = changes_of_cells(cells[keep], column="target", control="ctrl", rng=np.random.default_rng(0))
     assert found.report["left_out"] == {"D": 2}
     assert "fewer than 10 cells and are left out: D (2)" in caplog.text
+
+
+def test_cells_without_a_label_are_no_controls(caplog):
+    cells = many_cells(np.random.default_rng(0))
+    labels = cells.obs["target"].astype(object).copy()
+    labels.iloc[[0, 1, 2]] = ["", None, "+"]  # three of the forty controls
+    cells.obs["target"] = labels
+    found = changes_of_cells(cells, column="target", control="ctrl", rng=np.random.default_rng(0))
+    assert sum(found.report["control_cells"]) == 37
+    assert found.perturbations == ["A", "B", "C"]
+    assert "3 cells have no perturbation and are left out" in caplog.text
+    cells.obs["target"] = labels.replace("ctrl", "ctrl+ctrl")
+    assert (
+        sum(
+            changes_of_cells(cells, column="target", control="ctrl", rng=np.random.default_rng(0)).report[
+                "control_cells"
+            ]
+        )
+        == 37
+    )
 
 
 def test_an_h5ad_cut_short(tmp_path):
@@ -224,6 +249,12 @@ def test_changes_of_a_table(tmp_path, caplog):
         changes_of_table(delta_table(tmp_path, [row for row in rows if row[:2] != ("D", "Y")]))
     with pytest.raises(ValueError, match="'D' and 'X' stand together more than once"):
         changes_of_table(delta_table(tmp_path, [*rows, ("D", "X", 1)]))
+    with pytest.raises(ValueError, match="'delta' must be numbers"):
+        changes_of_table(delta_table(tmp_path, [*rows, ("E", "X", "x")]))
+    with pytest.raises(ValueError, match="1 rows lack a perturbation or a gene, the first is row 6"):
+        changes_of_table(delta_table(tmp_path, [*rows, (None, "X", 1)]))
+    with_controls = [*rows, ("ctrl", "X", 9), ("ctrl+ctrl", "X", 9)]
+    assert changes_of_table(delta_table(tmp_path, with_controls), control="ctrl").perturbations == ["A+B", "C", "D"]
     with pytest.raises(ValueError, match="1 perturbations; at least 3"):
         changes_of_table(delta_table(tmp_path, rows[:2]))
 
@@ -259,7 +290,7 @@ def test_predictors_are_those_of_scikit_learn():
     assert seen == {"ridge", "kernel ridge", *(f"{k} nearest neighbours" for k in (1, 3, 5, 10))}
 
 
-def test_inner_errors_from_the_gram_matrix_are_those_of_the_changes(monkeypatch):
+def test_inner_errors_from_the_gram_matrix_are_those_of_the_changes():
     """The chosen predictor has the smallest squared error, summed over predictions that are written out."""
     rng = np.random.default_rng(3)
     vectors, changes = rng.standard_normal((15, 4)), rng.standard_normal((15, 30))
@@ -270,7 +301,7 @@ def test_inner_errors_from_the_gram_matrix_are_those_of_the_changes(monkeypatch)
         train = np.setdiff1d(np.arange(15), test)
         for name, weigh in predictors.candidates(vectors[train], vectors[test]).items():
             errors[name] = errors.get(name, 0) + ((weigh() @ changes[train] - changes[test]) ** 2).sum()
-    best = predictors._best(vectors, changes @ changes.T, np.random.default_rng(5))
+    best = predictors._best(vectors, changes @ changes.T, np.eye(15, dtype=bool), np.random.default_rng(5))
     assert best == min(errors, key=errors.__getitem__)
     assert best.startswith("ridge")
 
@@ -287,6 +318,33 @@ def test_what_is_predicted_is_not_looked_at():
     assert (first[folds[2]] == second[folds[2]]).all()
     assert chosen[2] == chosen_too[2]
     assert sorted(np.concatenate(folds)) == list(range(12))
+
+
+def test_what_shares_a_gene_is_not_looked_at_either(tmp_path):
+    """Eight genes, alone and in every pair, under vectors that mean nothing: seen in a pair, a gene would be known."""
+    rng = np.random.default_rng(0)
+    genes = [f"P{i}" for i in range(8)]
+    names = [*genes, *(f"{a}+{b}" for i, a in enumerate(genes) for b in genes[i + 1 :])]
+    effect = {gene: rng.standard_normal(30) for gene in genes}
+    changes = np.array([sum(effect[gene] for gene in name.split("+")) for name in names])
+    data = Changes(names, [f"G{i}" for i in range(30)], changes, changes, None, {})
+    path = write_vectors(tmp_path / "noise.parquet", genes, rng.standard_normal((8, 5)))
+    scored = score_perturbations(data, [path], tmp_path / "out")
+    singles = scored.scores[scored.scores["perturbation"].isin(genes)].groupby("name")["pearson_delta"].mean()
+    assert singles[["noise", "random", "shuffled", "training_mean"]].max() < 0.3
+    # P0 is predicted from the 7 + 21 perturbations without it, whatever those with it were.
+    related = np.array([[bool({*a.split("+")} & {*b.split("+")}) for b in names] for a in names])
+    train = predictors.training_rows(np.array([0]), related)
+    assert [names[row] for row in train] == [name for name in names if "P0" not in name]
+    assert scored.report["n_train"] == 6 + 15  # a pair shares a gene with more
+
+
+@pytest.mark.parametrize(("count", "folds"), [(3, None), (4, 2), (5, 2)])
+def test_the_fewest_perturbations(tmp_path, count, folds):
+    changes, vectors = simulated(np.random.default_rng(0), planted=1.0, names=[f"P{i}" for i in range(count)])
+    path = write_vectors(tmp_path / "text.parquet", list(vectors), list(vectors.values()))
+    scored = score_perturbations(changes, [path], tmp_path / "out", folds=folds)
+    assert np.isfinite(scored.predicted["text"]).all()
 
 
 def test_sums_of_single_perturbations_by_hand():
@@ -342,6 +400,15 @@ def test_double_perturbations_have_summed_vectors_and_an_additive_baseline(tmp_p
     assert scored.report["with_additive"] == ["P0+P1", "P2+P3"]
     additive = scored.scores[scored.scores["name"] == "additive"]
     assert set(additive["perturbation"]) == {"P0+P1", "P2+P3"}
+    # Ranked among all eleven, as the others are, not among the two that have a sum.
+    for row, one in ((8, "P0+P1"), (9, "P2+P3")):
+        distances = np.abs(np.delete(changes.test - scored.predicted["additive"][row], [39], axis=1)).sum(1)
+        nearer = (distances < distances[row]).sum()
+        chosen = additive[(additive["perturbation"] == one) & (additive["target_gene"] == "kept")]
+        if one == "P2+P3":  # P0 is a gene of the data, and left out where it is perturbed
+            distances = np.abs(changes.test - scored.predicted["additive"][row]).sum(1)
+            nearer = (distances < distances[row]).sum()
+            assert chosen["discrimination"].item() == pytest.approx(1 - nearer / 10)
     assert scored.predicted["additive"][8] == pytest.approx(changes.train[0] + changes.train[1])
 
 

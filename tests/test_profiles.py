@@ -244,6 +244,10 @@ def test_profiles_of_texts_gene_sets_and_symbols(tmp_path, caplog):
         ([], "Name one source"),
         (["--symbols", "--model", "m"], "Name one source"),
         (["--model", "m"], "--genes is needed"),
+        (
+            ["--symbols", "--genes", "GENES", "--temperature", "1"],
+            "--temperature: only for profiles that a model writes",
+        ),
         (["--adapter", "nowhere", "--genes", "GENES"], "has no adapter_config.json"),
         (["--model", "nowhere", "--genes", "GENES"], "tokenizer cannot be loaded"),
     ],
@@ -328,6 +332,7 @@ def test_embed_command_takes_the_model_from_the_manifest(world, tmp_path, capsys
     [
         ([[1.0, float("nan")], [1.0, 2.0]], "1 of 2 vectors hold NaN or infinity, such as that of 'A'"),
         ([[1.0, 2.0], [1.0, 2.0]], "all 2 vectors are the same"),
+        ([[1.0, 1e30], [1.0, 2.0]], "hold numbers up to 1e.30; at most"),
         ([[1.0, 2.0], [1.0]], "not lists of numbers, all of one length"),
         ([1.0, 2.0], "not lists of numbers, all of one length"),
     ],
@@ -339,7 +344,7 @@ def test_vectors_that_cannot_be_used(tmp_path, vectors, message):
 
 
 def test_repeated_genes_have_no_vector(tmp_path):
-    pd.DataFrame({"gene": ["A", "A"], "vector": [[1.0], [2.0]]}).to_parquet(tmp_path / "v.parquet")
+    pd.DataFrame({"gene": ["A", " A"], "vector": [[1.0], [2.0]]}).to_parquet(tmp_path / "v.parquet")
     with pytest.raises(ValueError, match="more than one vector for 'A'"):
         read_vectors(tmp_path / "v.parquet")
 
@@ -363,6 +368,62 @@ def test_cell_vectors_by_hand(tmp_path, make):
     cells.write_h5ad(tmp_path / "cells.h5ad")
     with pytest.raises(ValueError, match="none of its genes is in"):
         cell_vectors(tmp_path / "cells.h5ad", tmp_path / "v.parquet", tmp_path / "c.parquet")
+
+
+def test_nothing_of_others_is_replaced(world, tmp_path):
+    """Neither a source nor profiles that a model wrote, nor a file that stands where the manifest would go."""
+    (tmp_path / "genes.txt").write_text("A\nB\n")
+    texts = tmp_path / "ncbi.json"
+    pd.DataFrame({"gene": ["A"], "text": ["x"]}).to_json(texts, orient="records")
+    before = texts.read_bytes()
+    with pytest.raises(ValueError, match=r"ncbi.json: not a JSON object|its manifest would replace"):
+        profiles.profiles_of_texts(texts, None, tmp_path / "ncbi.parquet")
+    assert texts.read_bytes() == before
+    written(world, tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match="is there, with other profiles"):
+        profiles.profiles_of_symbols(["A"], tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match="is what is to be read"):
+        embed_by_model(tmp_path / "p.parquet", read_run(str(world / "base"), None), tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match="is there and is no table of vectors"):
+        embed_by_model(tmp_path / "q.parquet", read_run(str(world / "base"), None), tmp_path / "p.parquet")
+    assert pd.read_parquet(tmp_path / "p.parquet")["gene"].tolist() == GENES
+
+
+def test_damaged_and_unnamed_parts(world, tmp_path, monkeypatch, caplog):
+    whole = written(world, tmp_path / "whole.parquet")
+    generate = profiles._generate
+    monkeypatch.setattr(profiles, "_generate", lambda *a, **k: generate(*a, **k) if not calls.append(1) else None)
+    calls = []
+    monkeypatch.setattr(profiles.shutil, "rmtree", lambda *a, **k: None)  # as if killed before the parts went
+    out = tmp_path / "p.parquet"
+    written(world, out)
+    out.unlink()
+    parts = tmp_path / "p.parquet.parts"
+    (parts / "000001.parquet").write_bytes(b"PAR1 cut")
+    calls.clear()
+    assert written(world, out)["content_hash"] == whole["content_hash"]
+    assert len(calls) == 1
+    assert "Writing anew" in caplog.text
+    out.unlink()
+    (parts / "settings.json").unlink()
+    with pytest.raises(ValueError, match="does not say with what settings it was begun. Remove that folder"):
+        written(world, out)
+
+
+def test_a_manifest_of_other_vectors_is_not_trusted(texts, tmp_path, caplog):
+    build_bert(tmp_path / "bert")
+    embed_profiles(texts, Encoder(str(tmp_path / "bert")), tmp_path / "v.parquet", cache=tmp_path / "cache")
+    table = pd.read_parquet(tmp_path / "v.parquet")
+    table.assign(vector=list(np.eye(3, dtype=np.float32))).to_parquet(tmp_path / "v.parquet")
+    assert read_vectors(tmp_path / "v.parquet").manifest == {}
+    assert "is not of the vectors in" in caplog.text
+
+
+def test_more_tokens_than_the_model_reads(world, tmp_path):
+    with pytest.raises(ValueError, match="max_new_tokens=900.*the model, which reads 1024, has room for"):
+        written(world, tmp_path / "p.parquet", max_new_tokens=900)
+    with pytest.raises(ValueError, match="device='nonsense'.* cannot be used"):
+        written(world, tmp_path / "q.parquet", device="nonsense")
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_first(world, tmp_path):

@@ -156,6 +156,8 @@ def test_cross_validated_by_hand():
 
 def test_cross_validated_without_spread():
     assert cross_validated(np.zeros(5), n_train=4) == ((0, 0, 0), 1.0)
-    assert cross_validated(np.ones(5), n_train=4) == ((1, 1, 1), 0.0)
+    # Five signs that agree: two of 2^5 ways.
+    assert cross_validated(np.ones(5), n_train=4) == ((1, 1, 1), 2 / 2**5)
+    assert cross_validated(np.array([0.3, 0.3, 0.1 + 0.2]), n_train=2)[1] == 2 / 2**3
     interval, p = cross_validated(np.array([2.0]), n_train=4)
     assert (interval.low, interval.high, p) == (-math.inf, math.inf, 1.0)

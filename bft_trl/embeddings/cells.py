@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bft_trl.data.tables import read_table
+from bft_trl.data.tables import ids_as_text, read_table
 
 logger = logging.getLogger(__name__)
 
 # Welch's p-value, adjusted by Benjamini and Hochberg, under which a gene counts as changed.
 FDR = 0.05
+# Above this, X is not on a log scale: log1p of 485 million.
+MOST = 20.0
 
 
 class Changes(NamedTuple):
@@ -74,13 +76,16 @@ def changes_of_cells(
     """
     from scipy import sparse
 
+    if min_cells < 1:
+        raise ValueError(f"`min_cells={min_cells}` must be 1 or more.")
     if column not in cells.obs:
         raise ValueError(f"`perturbation_column={column!r}` is not in the data; obs has {list(cells.obs.columns)}.")
     labels = cells.obs[column].astype(object)
-    if labels.isna().any():
-        logger.warning("%d cells have no perturbation and are left out.", int(labels.isna().sum()))
-    names = np.array(["" if pd.isna(name) else _canonical(str(name), control) for name in labels], dtype=object)
+    names = np.array([_canonical(name, control) for name in ids_as_text(labels)], dtype=object)
     is_control = names == control
+    unassigned = int((names == "").sum())
+    if unassigned:
+        logger.warning("%d cells have no perturbation and are left out.", unassigned)
     if is_control.sum() < 2 * min_cells:
         known = ", ".join(map(repr, pd.Series(names).value_counts().index[:5]))
         raise ValueError(
@@ -125,10 +130,23 @@ def changes_of_table(path: Path, *, control: str | None = None) -> Changes:
     Raises ValueError for missing or repeated entries, numbers that are not finite, and fewer than 3 perturbations.
     """
     table = read_table(path, ["perturbation", "gene", "delta"])
+    for column in ("delta", "fdr"):
+        if column in table:
+            try:
+                table[column] = pd.to_numeric(table[column])
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path}: {column!r} must be numbers ({error}).") from error
+    genes = ids_as_text(table["gene"])
+    names = pd.Series([_canonical(name, control) for name in ids_as_text(table["perturbation"])], index=table.index)
+    missing = (names == "") | genes.isna() | (genes == "")
+    if missing.any():
+        raise ValueError(
+            f"{path}: {int(missing.sum())} rows lack a perturbation or a gene, the first is row "
+            f"{table.index[missing][0]} (from 0)."
+        )
+    table = table.assign(perturbation=names, gene=genes)
     if control is not None:
-        table = table[table["perturbation"].astype(str) != control]
-    names = table["perturbation"].astype(str).map(lambda name: _canonical(name, control or ""))
-    table = table.assign(perturbation=names, gene=table["gene"].astype(str))
+        table = table[names != control]
     repeated = table.duplicated(["perturbation", "gene"])
     if repeated.any():
         row = table[repeated].iloc[0]
@@ -188,6 +206,11 @@ def _check_expression(values: np.ndarray, *, counts: bool) -> None:
         raise ValueError(
             f"X holds negative values (down to {values.min():.3g}): log expression is wanted, not scaled."
         )
+    if len(values) and values.max() > MOST and not counts:
+        raise ValueError(
+            f"X goes up to {values.max():.4g}, far above log expression: take log1p of normalised values first, or "
+            "give counts with --counts."
+        )
     whole = bool(len(values)) and bool((values == np.rint(values)).all())
     if whole and not counts:
         raise ValueError(
@@ -208,10 +231,10 @@ def _log_normalised(counts: Any, is_control: np.ndarray) -> Any:
     return (sparse.diags_array(scale) @ counts).tocsr().log1p()
 
 
-def _canonical(name: str, control: str) -> str:
-    """ "B+A", "A+ctrl" as "A+B", "A"; a control stays one."""
-    parts = sorted({part.strip() for part in name.split("+")} - {control, ""})
-    return "+".join(parts) or control
+def _canonical(name: str | None, control: str | None) -> str:
+    """ "B+A" and "A+ctrl" as "A+B" and "A"; a control, or several, as the control; "" where there is no name."""
+    parts = {part.strip() for part in (name or "").split("+")} - {""}
+    return "+".join(sorted(parts - {control})) or (control if control in parts and control else "")
 
 
 def _one_line(error: Exception) -> str:

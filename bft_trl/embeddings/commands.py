@@ -37,10 +37,10 @@ def _add_profiles(commands: Any) -> None:
     source.add_argument("--gene-sets", type=Path, metavar="FILE", help="sets (GO terms) that each gene is in")
     source.add_argument("--symbols", action="store_true", help="the symbol alone: what an encoder makes of a name")
     profiles.add_argument("--out", type=Path, required=True, metavar="FILE", help="gene, text; a .parquet file")
-    profiles.add_argument("--max-new-tokens", type=int, default=128, help="longest profile (default: 128)")
-    profiles.add_argument("--batch-size", type=int, default=16, help="genes at once (default: 16)")
-    profiles.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, the default")
-    profiles.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
+    profiles.add_argument("--max-new-tokens", type=int, help="longest profile (default: 128)")
+    profiles.add_argument("--batch-size", type=int, help="genes at once (default: 16)")
+    profiles.add_argument("--temperature", type=float, help="0 is greedy, the default")
+    profiles.add_argument("--seed", type=int, help="of sampling (default: 0)")
     _add_loading(profiles)
     profiles.add_argument(
         "--chat-template",
@@ -114,7 +114,7 @@ def _add_perturbation(commands: Any) -> None:
     perturbation.add_argument("--perturbation-column", metavar="NAME", help="of obs, with an AnnData")
     perturbation.add_argument("--control", metavar="VALUE", help="of that column: marks control cells")
     perturbation.add_argument("--counts", action="store_true", help="X holds counts: normalise, then log1p")
-    perturbation.add_argument("--min-cells", type=int, default=10, help="of a perturbation (default: 10)")
+    perturbation.add_argument("--min-cells", type=int, help="of a perturbation (default: 10)")
     perturbation.add_argument(
         "--folds", type=int, metavar="K", help="by perturbation (default: leave one out; 5 above 100 perturbations)"
     )
@@ -147,6 +147,10 @@ def _profiles(args: argparse.Namespace) -> int:
     sources = [by_model, args.texts is not None, args.gene_sets is not None, args.symbols]
     if sum(sources) != 1:
         raise ValueError("Name one source: --model or --adapter, --texts, --gene-sets, or --symbols.")
+    given = _given(args, "max_new_tokens", "batch_size", "temperature", "seed", "device")
+    loading = _given(args, "load_in_4bit", "chat_template")
+    if (given or loading) and not by_model:
+        raise ValueError(f"{', '.join(map(_flag, given | loading))}: only for profiles that a model writes.")
     if args.genes is None and (by_model or args.symbols):
         raise ValueError("--genes is needed: which genes are to be described?")
     genes = read_genes(args.genes) if args.genes else None
@@ -163,17 +167,8 @@ def _profiles(args: argparse.Namespace) -> int:
     else:
         from bft_trl.run_folder import read_run
 
-        run = read_run(args.model, args.adapter, load_in_4bit=args.load_in_4bit, chat_template=args.chat_template)
-        made = profiles.write_profiles(
-            genes or [],
-            run,
-            args.out,
-            max_new_tokens=args.max_new_tokens,
-            batch_size=args.batch_size,
-            temperature=args.temperature,
-            seed=args.seed,
-            device=args.device,
-        )
+        run = read_run(args.model, args.adapter, **loading)
+        made = profiles.write_profiles(genes or [], run, args.out, **given)
     logger.info(
         "%d profiles in %s, %d of them empty, %d cut at the length limit",
         *(made["n_genes"], args.out, made["n_empty"], made["n_unfinished"]),
@@ -182,24 +177,22 @@ def _profiles(args: argparse.Namespace) -> int:
 
 
 def _embed(args: argparse.Namespace) -> int:
-    from bft_trl.data.tables import read_json_object
     from bft_trl.embeddings import vectors
-    from bft_trl.embeddings.profiles import manifest_path
+    from bft_trl.embeddings.profiles import read_manifest
 
     if args.encoder == "self":
         from bft_trl.run_folder import read_run
 
         model, adapter, load_in_4bit = args.model, args.adapter, args.load_in_4bit
-        manifest = manifest_path(args.profiles)
         if model is None and adapter is None:
-            wrote = read_json_object(manifest) if manifest.is_file() else {}
+            wrote = read_manifest(args.profiles)
             if not wrote.get("model"):
                 raise ValueError(
                     "`encoder='self'`: no model wrote these profiles; name one with --model or --adapter."
                 )
-            model, adapter = wrote["model"], wrote["adapter"] and Path(wrote["adapter"])
+            model, adapter = wrote["model"], wrote.get("adapter") and Path(wrote["adapter"])
             if load_in_4bit is None:
-                load_in_4bit = wrote["quantization"] is not None
+                load_in_4bit = wrote.get("quantization") is not None
         made = vectors.embed_by_model(
             args.profiles,
             read_run(model, adapter, load_in_4bit=load_in_4bit),
@@ -209,8 +202,9 @@ def _embed(args: argparse.Namespace) -> int:
             device=args.device,
         )
     else:
-        if args.model is not None or args.adapter is not None:
-            raise ValueError("--model and --adapter are for `--encoder self`.")
+        given = _given(args, "model", "adapter", "load_in_4bit", "device")
+        if given:
+            raise ValueError(f"{', '.join(map(_flag, given))}: only for `--encoder self`.")
         from bft_trl.encoders import Encoder
 
         encoder = Encoder(args.encoder, batch_size=args.batch_size, max_tokens=args.max_tokens)
@@ -262,16 +256,25 @@ def _perturbation(args: argparse.Namespace) -> int:
             column=args.perturbation_column,
             control=args.control,
             counts=args.counts,
-            min_cells=args.min_cells,
+            **_given(args, "min_cells"),
             rng=np.random.default_rng(args.seed),
         )
     else:
-        if args.perturbation_column is not None or args.counts:
-            raise ValueError("--perturbation-column and --counts are for an AnnData (.h5ad).")
+        if args.counts or _given(args, "perturbation_column", "min_cells"):
+            raise ValueError("--perturbation-column, --counts and --min-cells are for an AnnData (.h5ad).")
         changes = changes_of_table(args.data, control=args.control)
     scored = score_perturbations(changes, args.vectors, args.out, folds=args.folds, seed=args.seed)
     results = report_perturbation(scored, args.out, **reporting)
     return _say(results, args.out, METRICS)
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the options that were given; for the others the function's own defaults hold."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _reporting(args: argparse.Namespace) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from bft_trl.data.tables import read_table
+from bft_trl.data.tables import ids_as_text, read_table
 
 logger = logging.getLogger(__name__)
 
 # Columns that hold gene symbols, in the tables of this part.
 COLUMNS = ("gene", "gene_a", "gene_b", "perturbation")
 # Capitals, digits, - and . as HGNC writes them; open reading frames have "orf" in lower case.
+_ID = re.compile(r"ENS[A-Z]*G[0-9]{6,}(\.[0-9]+)?|[0-9]+")
 _SYMBOL = re.compile(r"[A-Z0-9][A-Z0-9.@_-]*|C[0-9XY]+orf[0-9]+(-[A-Z0-9]+)?")
 
 
@@ -37,7 +38,7 @@ def read_genes(paths: Sequence[Path]) -> list[str]:
 
 def warn_of_symbols(genes: Sequence[str]) -> list[str]:
     """Those of `genes` that are no human gene symbols as HGNC writes them, after a warning."""
-    odd = [gene for gene in genes if not _SYMBOL.fullmatch(gene)]
+    odd = [gene for gene in genes if _ID.fullmatch(gene) or not _SYMBOL.fullmatch(gene)]
     if odd:
         logger.warning(
             "%d of %d genes are not written as human symbols are (mouse, lower case, an id?): %s. They stay as they "
@@ -54,9 +55,13 @@ def warn_of_outdated(genes: Sequence[str], hgnc: Path) -> dict[str, str]:
         hgnc: HGNC's complete set (hgnc_complete_set.txt): tab-separated, with symbol, prev_symbol and alias_symbol, in
             which several symbols have "|" between them.
     """
-    # All of it as text: "MARCH1" is no date.
-    table = pd.read_csv(hgnc, sep="\t", dtype=str, keep_default_na=False) if hgnc.is_file() else None
     wanted = ["symbol", "prev_symbol", "alias_symbol"]
+    table = None
+    if hgnc.is_file():
+        try:  # all of it as text: "MARCH1" is no date
+            table = pd.read_csv(hgnc, sep="\t", dtype=str, keep_default_na=False)
+        except ValueError as error:
+            raise ValueError(f"`hgnc={str(hgnc)!r}` cannot be read: {error}") from error
     if table is None or not set(wanted) <= set(table.columns):
         raise ValueError(f"`hgnc={str(hgnc)!r}` is not HGNC's complete set, a tab-separated file with {wanted}.")
     current = set(table["symbol"])
@@ -78,7 +83,10 @@ def _read(path: Path) -> list[str]:
     if path.suffix == ".txt":
         if not path.is_file():
             raise FileNotFoundError(f"`genes={str(path)!r}`: no such file.")
-        found = path.read_text(encoding="utf-8").splitlines()
+        try:
+            found = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"`genes={str(path)!r}` is not UTF-8 text ({error}).") from error
         repeated = len(found) - len(set(found))
         if repeated:
             logger.warning("%s names %d genes more than once; each gets one profile.", path, repeated)
@@ -94,4 +102,4 @@ def _read(path: Path) -> list[str]:
     missing = int(symbols.isna().sum())
     if missing:
         logger.warning("%s: %d rows without a gene are left out.", path, missing)
-    return [part for symbol in symbols.dropna().astype(str).unique() for part in symbol.split("+")]
+    return [part for symbol in ids_as_text(symbols.dropna()).unique() for part in symbol.split("+")]

@@ -12,23 +12,31 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from bft_trl.atomic import check_folder, write_text
+from bft_trl.atomic import write_text
 from bft_trl.data.gene_sets import shipped_sets
 from bft_trl.data.tables import read_gene_sets, read_json_object, read_table, write_parquet
 from bft_trl.embeddings import ranking
 from bft_trl.embeddings.classifiers import Fit, fit
 from bft_trl.embeddings.controls import annotation_vectors, degree_features, identity_features, symbol_vectors
 from bft_trl.embeddings.pairs import pair_features, read_pairs, share_a_term, shared_genes
-from bft_trl.embeddings.vectors import Vectors, random_like, read_named_vectors, shuffled
+from bft_trl.embeddings.vectors import Vectors, check_task, random_like, read_named_vectors, shuffled
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "valid", "test")
+# Of pairs.parquet: names that no file of vectors can have.
+COLUMNS = ("gene_a", "gene_b", "label", "no_shared_term")
+# Random and shuffled vectors are drawn so often up to so many training pairs, and once above.
+DRAWS = 5
+SMALL = 20_000
 CONTROLS = ("random", "shuffled", "identity", "degree", "symbol", "go")
 
 
 class Scored(NamedTuple):
-    """Probabilities of the test pairs under each vector set and control, and how they came about."""
+    """Probabilities of the test pairs under each vector set and control, and how they came about.
+
+    `probabilities` is (draws, N) by name: several for random and shuffled vectors, one for the others.
+    """
 
     test: pd.DataFrame  # gene_a, gene_b, label, no_shared_term
     probabilities: dict[str, np.ndarray]
@@ -65,13 +73,13 @@ def score_interactions(
 
     Raises ValueError or FileNotFoundError, before any fitting, for tables, vectors and options that cannot be used.
     """
-    if seed < 0:
-        raise ValueError(f"`seed={seed}` must be 0 or more.")
-    named = read_named_vectors(vectors, reserved=CONTROLS)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"`seed={seed}` must be at least 0 and under 2**32.")
+    named = read_named_vectors(vectors, reserved=(*CONTROLS, *COLUMNS))
+    check_task(out, "interactions")
     read = {name: read_pairs(path) for name, path in zip(PARTS, (train, valid, test), strict=True)}
     annotated = shipped_sets() if go is None else read_gene_sets(go)
     learned = shipped_sets("train") if training_sets is None else _read_sets(training_sets)
-    check_folder(out)
     shared = shared_genes({name: part.pairs for name, part in read.items()})
     if any(found["genes"] for found in shared.values()):
         logger.warning(
@@ -86,18 +94,21 @@ def score_interactions(
     genes = sorted({gene for part in pairs.values() for end in ("gene_a", "gene_b") for gene in part[end]})
     pairs["test"] = pairs["test"].assign(no_shared_term=~share_a_term(pairs["test"], learned))
     arms = _arms(genes, pairs, named, annotated, seed=seed)
-    probabilities, details = {}, {}
-    for name, arm in (progress := tqdm(arms.items(), desc="Interactions", unit="arm")):
-        progress.set_postfix_str(name)
-        kept = _kept(out / "arms", name, arm, pairs, seed=seed)
-        probabilities[name], details[name] = (
-            kept.probabilities,
-            {
-                "chosen": kept.chosen,
-                "validation": kept.validation,
-                "made_of": arm.made_of,
-            },
-        )
+    probabilities: dict[str, np.ndarray] = {}
+    details: dict[str, dict[str, Any]] = {}
+    tables = "".join(part[["gene_a", "gene_b", "label"]].to_csv(index=False) for part in pairs.values())
+    progress = tqdm(total=sum(map(len, arms.values())), desc="Interactions", unit="arm")
+    for name, draws in arms.items():
+        fits = []
+        for draw, arm in enumerate(draws):
+            progress.set_postfix_str(name)
+            file = out / "arms" / f"{name}{f'-{draw + 1}' if draw else ''}.parquet"
+            fits.append(_kept(file, arm, pairs, tables, seed=seed))
+            progress.update()
+        probabilities[name] = np.stack([one.probabilities for one in fits])
+        details[name] = {"chosen": fits[0].chosen, "validation": fits[0].validation}
+        details[name] |= {"made_of": draws[0].made_of, "draws": len(draws)}
+    progress.close()
     report: dict[str, Any] = {
         "parts": {name: part.report for name, part in read.items()},
         "shared": shared,
@@ -125,20 +136,16 @@ def figures(
     genes = sorted({*test["gene_a"], *test["gene_b"]})
     index = {gene: row for row, gene in enumerate(genes)}
     first, second = (test[end].map(index).to_numpy() for end in ("gene_a", "gene_b"))
-    labels, apart = test["label"].to_numpy(), test["no_shared_term"].to_numpy()
+    labels = test["label"].to_numpy()
+    masks = {"": np.ones(len(test), dtype=bool), "_no_shared_term": test["no_shared_term"].to_numpy()}
     resampled: dict[str, dict[str, list[np.ndarray]]] = {}
-    draws = ranking.gene_resamples(first, second, len(genes), rng=rng, n_resamples=n_resamples)
-    for weights in tqdm(draws, desc="Bootstrap over genes", unit="batch"):
+    resamples = ranking.gene_resamples(first, second, len(genes), rng=rng, n_resamples=n_resamples)
+    for weights in tqdm(resamples, desc="Bootstrap over genes", unit="batch"):
         for metric, ranked in ranking.METRICS.items():
             for name, scores in scored.probabilities.items():
-                resampled.setdefault(metric, {}).setdefault(name, []).append(ranked(scores, labels, weights))
-                key = f"{metric}_no_shared_term"
-                some = (
-                    ranked(scores[apart], labels[apart], weights[:, apart])
-                    if apart.any()
-                    else np.full(len(weights), np.nan)
-                )
-                resampled.setdefault(key, {}).setdefault(name, []).append(some)
+                for key, some in masks.items():
+                    values = _mean_over_draws(ranked, scores[:, some], labels[some], weights[:, some])
+                    resampled.setdefault(metric + key, {}).setdefault(name, []).append(values)
     joined = {
         metric: {name: np.concatenate(values) for name, values in by_name.items()}
         for metric, by_name in resampled.items()
@@ -148,13 +155,21 @@ def figures(
     for name, scores in scored.probabilities.items():
         found[name] = {}
         for metric, ranked in ranking.METRICS.items():
-            value = float(ranked(scores, labels, one)[0])
-            found[name][metric] = ranking.interval(value, joined[metric][name])
-            key = f"{metric}_no_shared_term"
-            value = float(ranked(scores[apart], labels[apart], one[:, apart])[0]) if apart.any() else float("nan")
-            found[name][key] = ranking.interval(value, joined[key][name])
-        found[name] |= _calibration(scores, labels)
+            for key, some in masks.items():
+                value = float(_mean_over_draws(ranked, scores[:, some], labels[some], one[:, some])[0])
+                found[name][metric + key] = ranking.interval(value, joined[metric + key][name])
+        calibration = [_calibration(draw, labels) for draw in scores]
+        found[name] |= {key: float(np.mean([each[key] for each in calibration])) for key in calibration[0]}
     return found, joined
+
+
+def _mean_over_draws(
+    ranked: Callable[..., np.ndarray], scores: np.ndarray, labels: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """The mean of a metric over draws (draws, N), under each weighting, (R,); NaN where there is no pair."""
+    if not len(labels):
+        return np.full(len(weights), np.nan)
+    return np.mean([ranked(draw, labels, weights) for draw in scores], axis=0)
 
 
 class _Arm(NamedTuple):
@@ -171,8 +186,8 @@ def _arms(
     sets: pd.DataFrame,
     *,
     seed: int,
-) -> dict[str, _Arm]:
-    """The vector sets and the controls, by name."""
+) -> dict[str, list[_Arm]]:
+    """The vector sets and the controls, by name; several draws of random and shuffled vectors."""
     index = {gene: row for row, gene in enumerate(genes)}
 
     def of_vectors(values: np.ndarray, made_of: str) -> _Arm:
@@ -182,40 +197,46 @@ def _arms(
         return _Arm(features, hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest(), made_of)
 
     rng = np.random.default_rng(seed)
+    train = pairs["train"]
     wanted = {name: found.values[found.rows(genes)] for name, found in named.items()}
     name, first = next(iter(named.items()))
     covered = first._replace(genes=list(genes), values=wanted[name])
-    arms = {name: of_vectors(values, "vectors") for name, values in wanted.items()}
-    arms["random"] = of_vectors(random_like(covered, rng).values, f"random vectors, as many numbers as {name}")
-    arms["shuffled"] = of_vectors(shuffled(covered, rng).values, f"the vectors of {name}, each of another gene")
-    train = pairs["train"]
+    draws = range(DRAWS if len(train) <= SMALL else 1)
+    arms = {name: [of_vectors(values, "vectors")] for name, values in wanted.items()}
+    noise = f"random vectors, as many numbers as {name}"
+    arms["random"] = [of_vectors(random_like(covered, rng).values, noise) for _ in draws]
+    others = f"the vectors of {name}, each of another gene"
+    arms["shuffled"] = [of_vectors(shuffled(covered, rng).values, others) for _ in draws]
     of_train = hashlib.sha256(train.to_csv(index=False).encode()).hexdigest()
-    arms["identity"] = _Arm(
-        lambda part: identity_features(genes, part), of_train, "which genes, one number each", False
-    )
-    arms["degree"] = _Arm(lambda part: degree_features(train, part), of_train, "training pairs of each gene")
-    arms["symbol"] = of_vectors(*symbol_vectors(genes, list(named.values()), seed=seed))
-    arms["go"] = of_vectors(annotation_vectors(genes, sets, seed=seed), f"TF-IDF of {len(sets)} gene sets, SVD")
+    which = "which genes, one number each"
+    arms["identity"] = [_Arm(lambda part: identity_features(genes, part), of_train, which, trees=False)]
+    arms["degree"] = [_Arm(lambda part: degree_features(train, part), of_train, "training pairs of each gene")]
+    arms["symbol"] = [of_vectors(*symbol_vectors(genes, list(named.values()), seed=seed))]
+    terms = f"TF-IDF of {len(sets)} gene sets, SVD"
+    arms["go"] = [of_vectors(annotation_vectors(genes, sets, seed=seed), terms)]
     return arms
 
 
-def _kept(folder: Path, name: str, arm: _Arm, pairs: Mapping[str, pd.DataFrame], *, seed: int) -> Fit:
-    """The fit of an arm, from `folder` where it is there, made of the same things."""
-    tables = "".join(part[["gene_a", "gene_b", "label"]].to_csv(index=False) for part in pairs.values())
+def _kept(file: Path, arm: _Arm, pairs: Mapping[str, pd.DataFrame], tables: str, *, seed: int) -> Fit:
+    """The fit of an arm, from `file` where it is there, whole, made of the same things."""
     versions = [version("bft-trl"), version("scikit-learn")]
     key = hashlib.sha256("\0".join([arm.content, tables, str(seed), *versions]).encode()).hexdigest()[:16]
-    file, described = folder / f"{name}.parquet", folder / f"{name}.json"
-    test = pairs["test"]
+    described = file.with_suffix(".json")
+    test = pairs["test"][["gene_a", "gene_b", "label"]]
     if file.is_file() and described.is_file():
-        made = read_json_object(described)
-        if made.get("key") == key:
-            table = read_table(file, ["probability"])
-            if len(table) == len(test):
-                return Fit(table["probability"].to_numpy(), made["chosen"], made["validation"])
+        try:
+            made = read_json_object(described)
+            if made["key"] == key:
+                table = read_table(file, [*test.columns, "probability"])
+                if table[test.columns].equals(test) and np.isfinite(table["probability"]).all():
+                    return Fit(table["probability"].to_numpy(), made["chosen"], made["validation"])
+                logger.warning("%s is damaged: fitting anew.", file)
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is damaged (%s): fitting anew.", file, error)
     labelled = [(arm.features(pairs[part]), pairs[part]["label"].to_numpy()) for part in ("train", "valid")]
     found = fit(labelled[0], labelled[1], arm.features(test), seed=seed, trees=arm.trees)
     described.unlink(missing_ok=True)  # it vouches for the table
-    write_parquet(file, test[["gene_a", "gene_b", "label"]].assign(probability=found.probabilities))
+    write_parquet(file, test.assign(probability=found.probabilities))
     made = {"key": key, "chosen": found.chosen, "validation": found.validation, "made_of": arm.made_of}
     write_text(described, json.dumps(made, indent=2) + "\n")
     return found
@@ -239,8 +260,12 @@ def _covered(
         mask = np.logical_and.reduce([masks[part].to_numpy() for masks in inside.values()])
         kept[part] = table[mask].reset_index(drop=True)
         if not mask.all():
+            lost = table[~mask]
+            everywhere = set.intersection(*(set(found.genes) for found in named.values()))
+            genes = sorted({*lost["gene_a"], *lost["gene_b"]} - everywhere)
             logger.warning(
-                "%s: %d of %d pairs have no vector in one of the sets.", part, int((~mask).sum()), len(mask)
+                "%s: %d of %d pairs have no vector in one of the sets; %d genes lack one, such as %s.",
+                *(part, len(lost), len(mask), len(genes), ", ".join(genes[:5])),
             )
         if not mask.any():
             raise ValueError(f"`{part}`: no pair has vectors of both genes in every set; coverage is {coverage}.")
@@ -254,10 +279,9 @@ def _read_sets(path: Path) -> pd.DataFrame:
 
 
 def _calibration(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Brier score, and the expected calibration error over ten groups of equally many pairs."""
-    groups = np.array_split(np.argsort(scores, kind="stable"), 10)
-    gaps = [len(group) * abs(scores[group].mean() - labels[group].mean()) for group in groups if len(group)]
-    return {
-        "brier": float(np.mean((scores - labels) ** 2)),
-        "calibration_error": float(sum(gaps) / len(scores)),
-    }
+    """Brier score, and the expected calibration error over ten groups of about as many pairs; ties stay together."""
+    from scipy.stats import rankdata
+
+    groups = ((rankdata(scores) - 0.5) * 10 / len(scores)).astype(int)
+    gaps = [abs((scores - labels)[groups == group].sum()) for group in np.unique(groups)]
+    return {"brier": float(np.mean((scores - labels) ** 2)), "calibration_error": float(sum(gaps) / len(scores))}

@@ -54,25 +54,34 @@ def sign_accuracy(predicted: np.ndarray, true: np.ndarray, keep: np.ndarray, sig
 
 
 def discrimination(
-    predicted: np.ndarray, true: np.ndarray, keep: np.ndarray, *, distances: np.ndarray | None = None
+    predicted: np.ndarray,
+    true: np.ndarray,
+    keep: np.ndarray,
+    *,
+    own: np.ndarray | None = None,
+    distances: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Is a prediction nearest to its own perturbation? In [0, 1], .5 by chance.
+    """Is a prediction nearest to its own perturbation? In [0, 1], .5 for one that has nothing to do with any.
+
+    A predictor without signal that was fitted to the others gets less than .5, because it is nearer to them.
 
     1 - rank / (P - 1), where the rank counts the other perturbations whose true change is nearer, ties by half.
     Distance is L1 over the genes that count for the predicted perturbation. cell-eval's `discrimination_score_l1`
     divides by P and counts ties by position.
 
     Args:
+        own: the row of `true` that each prediction is of; None: they are in the same order.
         distances: [`l1_distances`] over all genes, where they are known; of those that do not count the share is taken
             off.
     """
-    found = np.full(len(true), np.nan)
+    found = np.full(len(predicted), np.nan)
     if len(true) < 2:
         return found
+    own = np.arange(len(true)) if own is None else own
     distances = l1_distances(predicted, true) if distances is None else distances
     for row, (guess, kept) in enumerate(zip(predicted, keep, strict=True)):
         distance = distances[row] - np.abs(true[:, ~kept] - guess[~kept]).sum(1)
-        others = np.delete(distance, row)
-        rank = (others < distance[row]).sum() + 0.5 * (others == distance[row]).sum()
+        others = np.delete(distance, own[row])
+        rank = (others < distance[own[row]]).sum() + 0.5 * (others == distance[own[row]]).sum()
         found[row] = 1 - rank / len(others)
     return found

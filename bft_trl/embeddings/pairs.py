@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bft_trl.data.tables import read_table
+from bft_trl.data.tables import ids_as_text, read_table
 from bft_trl.embeddings.genes import warn_of_symbols
 
 logger = logging.getLogger(__name__)
@@ -30,20 +30,22 @@ def read_pairs(path: Path) -> Pairs:
     Raises ValueError for another label, a missing gene and where no pair is left.
     """
     table = read_table(path, ["gene_a", "gene_b", "label"])
+    table = table.assign(
+        **{end: ids_as_text(table[end]).str.strip().replace("", None) for end in ("gene_a", "gene_b")}
+    )
     if table[["gene_a", "gene_b", "label"]].isna().any(axis=None):
         rows = table.index[table[["gene_a", "gene_b", "label"]].isna().any(axis=1)]
         raise ValueError(f"{path}: {len(rows)} rows lack a gene or a label, the first of them row {rows[0]} (from 0).")
-    if not table["label"].isin([0, 1]).all():
-        odd = table["label"][~table["label"].isin([0, 1])].iloc[0]
+    labels = pd.to_numeric(table["label"], errors="coerce")
+    if not labels.isin([0, 1]).all():
+        odd = table["label"][~labels.isin([0, 1])].iloc[0]
         raise ValueError(f"{path}: the label must be 0 or 1; found {odd}.")
-    a, b = (table[name].astype(str).str.strip() for name in ("gene_a", "gene_b"))
-    ordered = pd.DataFrame(
-        {"gene_a": a.where(a <= b, b), "gene_b": b.where(a <= b, a), "label": table["label"].astype(int)}
-    )
+    a, b = table["gene_a"], table["gene_b"]
+    ordered = pd.DataFrame({"gene_a": a.where(a <= b, b), "gene_b": b.where(a <= b, a), "label": labels.astype(int)})
     itself = ordered["gene_a"] == ordered["gene_b"]
-    labels = ordered[~itself].groupby(["gene_a", "gene_b"], sort=True)["label"].agg(["min", "max", "size"])
-    contradictory = labels["min"] != labels["max"]
-    kept = labels[~contradictory].reset_index().rename(columns={"min": "label"})[["gene_a", "gene_b", "label"]]
+    counted = ordered[~itself].groupby(["gene_a", "gene_b"], sort=True)["label"].agg(["min", "max", "size"])
+    contradictory = counted["min"] != counted["max"]
+    kept = counted[~contradictory].reset_index().rename(columns={"min": "label"})[["gene_a", "gene_b", "label"]]
     if kept.empty:
         raise ValueError(f"{path}: no pair is left: each is of a gene with itself, or contradicts another row.")
     report = {
@@ -52,7 +54,7 @@ def read_pairs(path: Path) -> Pairs:
         "genes": int(pd.concat([kept["gene_a"], kept["gene_b"]]).nunique()),
         "positive": float(kept["label"].mean()),
         "with_itself": int(itself.sum()),
-        "repeated": int((labels["size"] > 1).sum()),
+        "repeated": int((counted["size"] > 1).sum()),
         "contradictory": int(contradictory.sum()),
     }
     if itself.any() or report["repeated"]:

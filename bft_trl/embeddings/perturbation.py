@@ -9,19 +9,22 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from bft_trl.atomic import check_folder
 from bft_trl.embeddings import metrics
 from bft_trl.embeddings.cells import Changes
-from bft_trl.embeddings.predictors import additive, fold_rows, predict_unseen
-from bft_trl.embeddings.vectors import Vectors, random_like, read_named_vectors, shuffled
+from bft_trl.embeddings.predictors import additive, fold_rows, predict_unseen, training_rows
+from bft_trl.embeddings.vectors import Vectors, check_task, random_like, read_named_vectors, shuffled
 
 logger = logging.getLogger(__name__)
 
 CONTROLS = ("no_change", "training_mean", "random", "shuffled", "additive")
+# Of predictions.parquet: names that no file of vectors can have.
+COLUMNS = ("perturbation", "gene", "observed")
 METRICS = ("pearson_delta", "pearson_delta_top20", "mse", "mae", "sign_accuracy", "discrimination")
 TOP = 20
 # Up to so many perturbations each is left out alone, and random vectors are drawn so often; above, folds and one draw.
+# Combinations share genes with many others, of which folds would leave too few: they are left out alone for longer.
 SMALL = 100
+SMALL_COMBINED = 500
 FOLDS = 5
 DRAWS = 5
 
@@ -46,7 +49,7 @@ def score_perturbations(
     folds: int | None = None,
     seed: int = 0,
 ) -> Scored:
-    """Predicts the change of each perturbation from the others, from each set of vectors and under the controls.
+    """Predicts the change of each perturbation from those without any of its genes, and under the controls.
 
     A perturbation of several genes has the sum of their vectors. All are compared on the perturbations of which every
     vector set has each gene; the share that each has is its coverage.
@@ -55,22 +58,30 @@ def score_perturbations(
         changes: see [`changes_of_cells`] and [`changes_of_table`].
         vectors: tables of gene and vector; the file's stem is the name.
         out: folder that will be written to.
-        folds: by perturbation; None leaves one out, or takes 5 folds above 100 perturbations.
+        folds: by perturbation; None leaves one out, or takes 5 folds above 100 perturbations (500 with combinations).
         seed: of folds, random and shuffled vectors.
 
     Raises ValueError that names the argument where fewer than 3 perturbations can be compared.
     """
-    if seed < 0:
-        raise ValueError(f"`seed={seed}` must be 0 or more.")
-    named = read_named_vectors(vectors, reserved=CONTROLS)
-    check_folder(out)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"`seed={seed}` must be at least 0 and under 2**32.")
+    named = read_named_vectors(vectors, reserved=(*CONTROLS, *COLUMNS))
+    check_task(out, "perturbation")
     changes, coverage = _covered(changes, named)
     count = len(changes.perturbations)
-    n_folds = folds if folds is not None else (count if count <= SMALL else FOLDS)
+    related = _share_genes(changes.perturbations)
+    small = SMALL if related.sum() == count else SMALL_COMBINED
+    n_folds = folds if folds is not None else (count if count <= small else FOLDS)
     if not 2 <= n_folds <= count:
         raise ValueError(f"`folds={n_folds}` must be at least 2 and at most {count}, the number of perturbations.")
     rng = np.random.default_rng(seed)
     rows = fold_rows(count, n_folds, rng)
+    n_train = min(len(training_rows(test, related)) for test in rows)
+    if n_train < 2:
+        raise ValueError(
+            f"`folds={n_folds}`: a fold leaves {n_train} perturbations that share no gene with it, and 2 are needed; "
+            "take more folds."
+        )
     inputs: dict[str, list[np.ndarray]] = {
         name: [_summed(changes.perturbations, found)] for name, found in named.items()
     }
@@ -84,13 +95,15 @@ def score_perturbations(
     inner_seed = int(rng.integers(2**32))  # the same inner folds for all
     for name, arms in inputs.items():
         for values in arms:
-            found, names = predict_unseen(values, changes.train, rows, rng=np.random.default_rng(inner_seed))
+            found, names = predict_unseen(
+                values, changes.train, rows, rng=np.random.default_rng(inner_seed), related=related
+            )
             predicted.setdefault(name, []).append(found)
             chosen.setdefault(name, []).extend(names)
             progress.update()
     progress.close()
     predicted["no_change"] = [np.zeros_like(changes.train)]
-    predicted["training_mean"] = [_means_of_others(changes.train, rows)]
+    predicted["training_mean"] = [_means_of_others(changes.train, rows, related)]
     sums = additive(changes.perturbations, changes.train)
     has_sum = np.isfinite(sums).all(1)
     if has_sum.any():
@@ -105,7 +118,7 @@ def score_perturbations(
     )
     report = changes.report | {
         "perturbations": count,
-        "n_train": count - max(len(test) for test in rows),
+        "n_train": n_train,
         "genes": len(changes.genes),
         "folds": "leave one out" if n_folds == count else n_folds,
         "draws": draws,
@@ -129,7 +142,7 @@ def _scores(predicted: np.ndarray, changes: Changes, *, name: str, draw: int) ->
     tables = []
     have = np.isfinite(predicted).all(1)  # not all perturbations have a sum of single ones
     left_out = target_genes_left_out(changes)
-    distances = metrics.l1_distances(predicted[have], changes.test[have])
+    distances = metrics.l1_distances(predicted[have], changes.test)
     for target, keep in (("left out", left_out), ("kept", np.ones_like(left_out))):
         arguments = predicted[have], changes.test[have], keep[have]
         significant = None if changes.significant is None else changes.significant[have]
@@ -139,7 +152,9 @@ def _scores(predicted: np.ndarray, changes: Changes, *, name: str, draw: int) ->
             "mse": metrics.mse(*arguments),
             "mae": metrics.mae(*arguments),
             "sign_accuracy": np.nan if significant is None else metrics.sign_accuracy(*arguments, significant),
-            "discrimination": metrics.discrimination(*arguments, distances=distances),
+            "discrimination": metrics.discrimination(
+                predicted[have], changes.test, keep[have], own=np.flatnonzero(have), distances=distances
+            ),
         }
         names = [one for one, has in zip(changes.perturbations, have, strict=True) if has]
         tables.append(
@@ -148,12 +163,20 @@ def _scores(predicted: np.ndarray, changes: Changes, *, name: str, draw: int) ->
     return pd.concat(tables, ignore_index=True)
 
 
-def _means_of_others(changes: np.ndarray, folds: list[np.ndarray]) -> np.ndarray:
-    """For each perturbation the mean change of those outside its fold, (P, G)."""
+def _means_of_others(changes: np.ndarray, folds: list[np.ndarray], related: np.ndarray) -> np.ndarray:
+    """For each perturbation the mean change of those that its fold is predicted from, (P, G)."""
     found = np.empty_like(changes)
     for test in folds:
-        found[test] = np.delete(changes, test, axis=0).mean(0)
+        found[test] = changes[training_rows(test, related)].mean(0)
     return found
+
+
+def _share_genes(perturbations: Sequence[str]) -> np.ndarray:
+    """Which perturbations have a gene in common, (P, P) bool."""
+    from sklearn.preprocessing import MultiLabelBinarizer
+
+    genes = MultiLabelBinarizer(sparse_output=True).fit_transform([name.split("+") for name in perturbations])
+    return (genes @ genes.T).toarray() > 0
 
 
 def _summed(perturbations: Sequence[str], vectors: Vectors) -> np.ndarray:

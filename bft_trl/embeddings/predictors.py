@@ -21,8 +21,22 @@ def fold_rows(count: int, n_folds: int, rng: np.random.Generator) -> list[np.nda
     return [np.sort(rows) for rows in np.array_split(rng.permutation(count), n_folds)]
 
 
+def training_rows(test: np.ndarray, related: np.ndarray) -> np.ndarray:
+    """Rows that share no gene with those of `test`, and are none of them.
+
+    Args:
+        related: which perturbations have a gene in common, (P, P) bool, True on the diagonal.
+    """
+    return np.flatnonzero(~related[:, test].any(1))
+
+
 def predict_unseen(
-    vectors: np.ndarray, changes: np.ndarray, folds: list[np.ndarray], *, rng: np.random.Generator
+    vectors: np.ndarray,
+    changes: np.ndarray,
+    folds: list[np.ndarray],
+    *,
+    rng: np.random.Generator,
+    related: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """Predicted changes (P, G) of each fold from the others, and the name of the predictor chosen for each fold.
 
@@ -34,13 +48,17 @@ def predict_unseen(
         changes: of the perturbations, (P, G); those of a fold are not looked at when it is predicted.
         folds: rows of each fold; see [`fold_rows`].
         rng: of the inner folds.
+        related: which perturbations have a gene in common, (P, P) bool: none of those is learned from either. None:
+            each has a gene of its own.
     """
+    related = np.eye(len(changes), dtype=bool) if related is None else related
     predicted = np.empty_like(changes)
     gram = changes @ changes.T
     chosen = []
     for test in folds:
-        train = np.setdiff1d(np.arange(len(changes)), test)
-        name = _best(vectors[train], gram[np.ix_(train, train)], rng)
+        train = training_rows(test, related)
+        within = np.ix_(train, train)
+        name = _best(vectors[train], gram[within], related[within], rng)
         predicted[test] = candidates(vectors[train], vectors[test])[name]() @ changes[train]
         chosen.append(name)
     return predicted, chosen
@@ -58,7 +76,8 @@ def candidates(train: np.ndarray, test: np.ndarray) -> dict[str, Callable[[], np
     length = np.sqrt(np.mean(((train - centre) ** 2).sum(1))) or 1.0
     a, b = (train - centre) / length, (test - centre) / length
     own = euclidean_distances(a, squared=True)
-    width = np.median(own[np.triu_indices(len(a), 1)]) or 1.0
+    width = np.median(own[np.triu_indices(len(a), 1)]) if len(a) > 1 else 1.0
+    width = width or 1.0
     linear = a @ a.T, b @ a.T
     radial = np.exp(-own / width), np.exp(-euclidean_distances(b, a, squared=True) / width)
     nearest = np.argsort(cosine_distances(test, train), axis=1, kind="stable")
@@ -102,19 +121,19 @@ def additive(perturbations: list[str], changes: np.ndarray) -> np.ndarray:
     return found
 
 
-def _best(vectors: np.ndarray, gram: np.ndarray, rng: np.random.Generator) -> str:
+def _best(vectors: np.ndarray, gram: np.ndarray, related: np.ndarray, rng: np.random.Generator) -> str:
     """The candidate of the smallest squared error in inner folds: |w Y - y|^2 = w G w' - 2 w g + g0, G = Y Y'."""
-    errors: dict[str, float] = {}
-    parts = fold_rows(len(vectors), min(INNER_FOLDS, len(vectors)), rng)
-    # A candidate that a fold does not have (so many neighbours) would win by the error that it lacks.
-    known: set[str] = set()
-    for test in parts:
-        train = np.setdiff1d(np.arange(len(vectors)), test)
-        found = candidates(vectors[train], vectors[test])
-        known = known & set(found) if known else set(found)
-        for name, weigh in found.items():
+    errors: dict[str, list[float]] = {}
+    for test in fold_rows(len(vectors), min(INNER_FOLDS, len(vectors)), rng):
+        train = training_rows(test, related)
+        if not len(train):
+            continue
+        for name, weigh in candidates(vectors[train], vectors[test]).items():
             weights = weigh()
             error = np.sum((weights @ gram[np.ix_(train, train)]) * weights)
             error += np.trace(gram[np.ix_(test, test)]) - 2 * np.sum(weights * gram[np.ix_(test, train)])
-            errors[name] = errors.get(name, 0.0) + float(error)
-    return min((name for name in errors if name in known), key=errors.__getitem__)
+            errors.setdefault(name, []).append(float(error))
+    # One that a fold does not have (so many neighbours) would win by the error that it lacks.
+    most = max(map(len, errors.values()), default=0)
+    whole = {name: sum(found) for name, found in errors.items() if len(found) == most}
+    return min(whole, key=whole.__getitem__, default=f"ridge, penalty {_PENALTIES[-1]:g}")

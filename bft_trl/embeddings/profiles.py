@@ -26,6 +26,26 @@ def manifest_path(table: Path) -> Path:
     return table.with_suffix(".json")
 
 
+def read_manifest(table: Path) -> dict[str, Any]:
+    """The manifest beside a table of profiles or vectors; {} where there is none."""
+    path = manifest_path(table)
+    return read_json_object(path) if path.is_file() and path != table else {}
+
+
+def check_table(out: Path) -> None:
+    """Raises ValueError where `out` is no .parquet file that can be written with its manifest; makes nothing."""
+    if out.suffix != ".parquet":
+        raise ValueError(f"`out={str(out)!r}` must end in .parquet.")
+    check_folder(out.parent)
+    if out.is_dir():
+        raise ValueError(f"`out={str(out)!r}` is a folder.")
+    manifest = manifest_path(out)
+    if manifest.is_file() and "content_hash" not in read_json_object(manifest):
+        raise ValueError(
+            f"`out={str(out)!r}`: its manifest would replace {manifest}, which is none; choose another name."
+        )
+
+
 def write_profiles(
     genes: Sequence[str],
     run: Run,
@@ -73,7 +93,7 @@ def write_profiles(
     parts = out.with_name(f"{out.name}.parts")
     if _already_made(out, settings, parts=parts):
         shutil.rmtree(parts, ignore_errors=True)
-        return read_json_object(manifest_path(out))
+        return read_manifest(out)
     write_text(parts / "settings.json", json.dumps(settings, indent=2) + "\n")
     tokenizer = load_tokenizer(run)
     prompts = {gene: _rendered(gene, tokenizer, chat_template=run.chat_template) for gene in genes}
@@ -83,13 +103,20 @@ def write_profiles(
     ordered = sorted(genes, key=lambda gene: (lengths[gene], gene))
     batches = [ordered[first : first + batch_size] for first in range(0, len(ordered), batch_size)]
     files = [parts / f"{number:06d}.parquet" for number in range(len(batches))]
-    done = sum(len(batch) for batch, file in zip(batches, files, strict=True) if file.exists())
+    whole = [_is_whole(file, batch) for batch, file in zip(batches, files, strict=True)]
+    done = sum(len(batch) for batch, there in zip(batches, whole, strict=True) if there)
     if done:
         logger.info("%d of %d profiles are there already: going on.", done, len(genes))
     model = load_run(run, device=device) if done < len(genes) else None
+    longest = getattr(model and model.config, "max_position_embeddings", None)
+    if longest is not None and max(lengths.values()) + max_new_tokens > longest:
+        raise ValueError(
+            f"`max_new_tokens={max_new_tokens}`: with prompts of {max(lengths.values())} tokens the model, which "
+            f"reads {longest}, has room for {longest - max(lengths.values())}."
+        )
     with tqdm(total=len(genes), initial=done, desc="Profiles", unit="gene") as progress:
         for number, (batch, file) in enumerate(zip(batches, files, strict=True)):
-            if file.exists():
+            if whole[number]:
                 continue
             texts = _generate(
                 model,
@@ -103,8 +130,6 @@ def write_profiles(
             write_parquet(file, pd.DataFrame(texts, columns=["text", "finished"]).assign(gene=batch))
             progress.update(len(batch))
     table = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
-    if list(table["gene"]) != ordered:
-        raise ValueError(f"{parts} does not hold the profiles that it should: remove it and begin again.")
     manifest = _write(table, out, settings)
     shutil.rmtree(parts)
     return manifest
@@ -161,11 +186,7 @@ def _check(
     batch_size: int = 1,
     temperature: float = 0.0,
 ) -> None:
-    if out.suffix != ".parquet":
-        raise ValueError(f"`out={str(out)!r}` must end in .parquet.")
-    check_folder(out.parent)
-    if out.is_dir():
-        raise ValueError(f"`out={str(out)!r}` is a folder.")
+    check_table(out)
     for name, value in {"max_new_tokens": max_new_tokens, "batch_size": batch_size}.items():
         if value < 1:
             raise ValueError(f"`{name}={value}` must be 1 or more.")
@@ -181,7 +202,7 @@ def _already_made(out: Path, settings: dict[str, Any], *, parts: Path) -> bool:
     Raises ValueError where it was begun or made with others.
     """
     wanted = json.loads(json.dumps(settings))
-    made = read_json_object(manifest_path(out)) if out.exists() and manifest_path(out).exists() else {}
+    made = read_manifest(out) if out.exists() else {}
     if made and {name: made.get(name) for name in wanted} == wanted:
         logger.info("%s is there already, with these settings.", out)
         return True
@@ -195,12 +216,27 @@ def _already_made(out: Path, settings: dict[str, Any], *, parts: Path) -> bool:
             f"`out={str(out)!r}`: {parts} was begun with other settings ({changed}). Choose another name, or remove "
             "that folder."
         )
-    if out.exists() or parts.exists():
+    if any(parts.glob("*.parquet")):
+        raise ValueError(
+            f"`out={str(out)!r}`: {parts} does not say with what settings it was begun. Remove that folder."
+        )
+    if out.exists():
         changed = ", ".join(name for name in wanted if made.get(name) != wanted[name])
         raise ValueError(
             f"`out={str(out)!r}` is there, made with other settings ({changed}). Choose another name, or remove it."
         )
     return False
+
+
+def _is_whole(file: Path, genes: Sequence[str]) -> bool:
+    """Whether a part is there and can be read; one that cannot is to be written again."""
+    if not file.exists():
+        return False
+    try:
+        return read_table(file, ["gene", "text", "finished"])["gene"].tolist() == list(genes)
+    except ValueError as error:
+        logger.warning("Writing anew: %s", error)
+        return False
 
 
 def _rendered(gene: str, tokenizer: Any, *, chat_template: bool) -> str:
@@ -251,7 +287,10 @@ def _write_given(texts: pd.Series, genes: Sequence[str] | None, out: Path, setti
         texts = texts[texts.index.isin(genes)]
     if texts.empty:
         raise ValueError("`genes`: none of them has a text.")
-    return _write(pd.DataFrame({"gene": texts.index, "text": texts.to_numpy(), "finished": True}), out, settings)
+    table = pd.DataFrame({"gene": texts.index, "text": texts.to_numpy(), "finished": True})
+    if out.exists() and read_manifest(out).get("content_hash") != _hash([*table["gene"], *table["text"]]):
+        raise ValueError(f"`out={str(out)!r}` is there, with other profiles. Choose another name, or remove it.")
+    return _write(table, out, settings)
 
 
 def _write(table: pd.DataFrame, out: Path, settings: dict[str, Any]) -> dict[str, Any]:

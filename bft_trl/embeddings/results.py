@@ -20,8 +20,9 @@ from bft_trl.report.statistics import ALPHA, cross_validated, holm
 
 logger = logging.getLogger(__name__)
 
-# A test of one name against another on a metric: difference, low, high, p and the number of units that both have.
-Tester = Callable[[str, str, str], dict[str, float]]
+# A test of one name against another on a metric: difference, low, high, p and the number of units that both have; None
+# where they have none in common.
+Tester = Callable[[str, str, str], dict[str, float] | None]
 
 
 def report_interactions(
@@ -69,7 +70,7 @@ def report_interactions(
         name: {metric: _as_dict(value) for metric, value in found[name].items()} | scored.details[name]
         for name in names
     }
-    results = _results(described, scored.coverage, scored.report)
+    results = _results("interactions", described, scored.coverage, scored.report)
     results |= {"n_resamples": n_resamples, "bootstrap_seed": seed}
     tests = _tests(test, list(scored.vectors), names, metrics)
     page = _page(
@@ -83,15 +84,17 @@ def report_interactions(
         seed=seed,
         n_resamples=n_resamples,
     )
+    # The first draw of random and shuffled vectors stands for all in tables and plots.
+    first = {name: probabilities[0] for name, probabilities in scored.probabilities.items()}
     plots = {
-        "roc": lambda kind: biology.roc_plot(scored.test["label"], scored.probabilities, list(scored.vectors), kind),
+        "roc": lambda kind: biology.roc_plot(scored.test["label"], first, list(scored.vectors), kind),
         "calibration": lambda kind: biology.calibration_plot(
-            scored.test["label"], {name: scored.probabilities[name] for name in scored.vectors}, kind
+            scored.test["label"], {name: first[name] for name in scored.vectors}, kind
         ),
         "map": lambda kind: biology.vector_map(scored.vectors, chosen_set["genes"], chosen_set["name"], kind),
     }
-    page |= _pairwise(tests, metrics[0])
-    pairs = scored.test.assign(**scored.probabilities)
+    page |= _pairwise(tests, metrics[0], n_resamples)
+    pairs = pd.concat([scored.test, pd.DataFrame(first)], axis=1)
     _write(out, results, page, plots, {"tests": tests, "pairs": pairs})
     return results
 
@@ -116,10 +119,12 @@ def report_perturbation(
     scores = averaged.loc["left out"]
     metrics = [metric for metric in perturbation.METRICS if scores[metric].notna().any()]
 
-    def test(metric: str, one: str, other: str) -> dict[str, float]:
+    def test(metric: str, one: str, other: str) -> dict[str, float] | None:
         both = (
             pd.concat([scores.loc[one, metric], scores.loc[other, metric]], axis=1, join="inner").dropna().to_numpy()
         )
+        if not len(both):
+            return None
         estimate, p = cross_validated(both[:, 0] - both[:, 1], n_train=n_train)
         return {"difference": estimate.mean, "low": estimate.low, "high": estimate.high, "p": p, "n": len(both)}
 
@@ -135,7 +140,7 @@ def report_perturbation(
         described[name]["n"] = int(scores.loc[name].shape[0])
         if name in scored.chosen:
             described[name]["chosen"] = pd.Series(scored.chosen[name]).value_counts().to_dict()
-    results = _results(described, scored.coverage, scored.report)
+    results = _results("perturbation", described, scored.coverage, scored.report)
     tests = _tests(test, list(scored.vectors), names, metrics)
     page = _page(
         "perturbation",
@@ -185,8 +190,6 @@ def check_report(
     Args:
         names: vector sets and controls; for the rest see [`report_interactions`].
     """
-    if seed < 0:
-        raise ValueError(f"`seed={seed}` must be 0 or more.")
     if colour_by is not None and not _named(gene_sets, colour_by).any():
         raise ValueError(
             f"`colour_by={colour_by!r}` is neither the id nor the name of one of {len(gene_sets)} gene sets."
@@ -198,12 +201,14 @@ def check_report(
 
 
 def _results(
+    task: str,
     described: Mapping[str, dict[str, Any]],
     coverage: Mapping[str, float],
     report: Mapping[str, Any],
 ) -> dict[str, Any]:
     return {
         "format": 1,
+        "task": task,
         "vectors": {name: described[name] | {"coverage": share} for name, share in coverage.items()},
         "controls": {name: figures for name, figures in described.items() if name not in coverage},
         "data": dict(report),
@@ -215,16 +220,23 @@ def _tests(test: Tester, vectors: Sequence[str], names: Sequence[str], metrics: 
     controls = [name for name in names if name not in vectors]
     wanted = [*combinations(vectors, 2), *((name, control) for name in vectors for control in controls)]
     rows = [
-        {"metric": metric, "name": one, "against": other} | test(metric, one, other)
+        {"metric": metric, "name": one, "against": other} | found
         for metric in metrics
         for one, other in wanted
+        if (found := test(metric, one, other)) is not None
     ]
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p"].tolist()))
 
 
-def _pairwise(tests: pd.DataFrame, metric: str) -> dict[str, Any]:
-    """The tests of one metric for the page."""
+def _pairwise(tests: pd.DataFrame, metric: str, n_resamples: int | None = None) -> dict[str, Any]:
+    """The tests of one metric for the page, and how many resamples all of them need."""
+    needed = math.ceil(2 * len(tests) / ALPHA)
+    if n_resamples is not None and n_resamples < needed:
+        logger.warning(
+            "`n_resamples=%d`: with %d tests take %d or more, or none in tests.parquet can stand after Holm.",
+            *(n_resamples, len(tests), needed),
+        )
     return {"pairwise": tests[tests["metric"] == metric].to_dict("records"), "n_pairwise": len(tests)}
 
 
@@ -247,6 +259,8 @@ def _page(
     for metric, by_name in values.items():
         for name in compared:
             found = test(metric, name, baseline)
+            if found is None:
+                continue
             rows.append(
                 {
                     "task": task,
@@ -268,16 +282,13 @@ def _page(
         for name, value in by_name.items()
         if name not in vectors and name != baseline
     ]
-    needed = math.ceil(2 * len(rows) / ALPHA)
-    if n_resamples is not None and n_resamples < needed:
-        logger.warning("`n_resamples=%d`: take %d or more, or no p-value stands after Holm.", n_resamples, needed)
     return {
         "baseline": baseline,
         "runs": compared,
         "over": over,
         "seed": seed,
         "n_resamples": n_resamples,
-        "n_resamples_needed": needed,
+        "n_resamples_needed": math.ceil(2 * len(rows) / ALPHA),
         "tasks": {task: {"n": rows[0]["n"] if rows else 0, "settings": dict(settings)}},
         "not_compared": {},
         "rows": rows,
@@ -309,7 +320,7 @@ def _long(scored: perturbation.Scored) -> pd.DataFrame:
     index = pd.MultiIndex.from_product(
         [scored.changes.perturbations, scored.changes.genes], names=["perturbation", "gene"]
     )
-    columns = {"observed": scored.changes.test} | scored.predicted
+    columns = {"observed": scored.changes.test} | scored.predicted  # the first draw of random and shuffled vectors
     return pd.DataFrame(
         {name: values.ravel().astype(np.float32) for name, values in columns.items()}, index=index
     ).reset_index()
@@ -346,4 +357,7 @@ def _write(
     ).encode()
     contents["comparison.md"] = markdown_page(page).encode()
     contents["results.json"] = (json.dumps(_finite(dict(results)), indent=2, allow_nan=False) + "\n").encode()
+    if not page["rows"]:
+        for old in ("forest.svg", "forest.png"):  # of an earlier run with another baseline
+            (out / old).unlink(missing_ok=True)
     write_files({out / name: content for name, content in contents.items()})

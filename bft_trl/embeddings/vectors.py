@@ -12,12 +12,15 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from bft_trl.atomic import check_folder, write_text
-from bft_trl.data.tables import read_json_object, read_table, write_parquet
-from bft_trl.embeddings.profiles import manifest_path, read_profiles
+from bft_trl.data.tables import ids_as_text, read_json_object, read_table, write_parquet
+from bft_trl.embeddings.profiles import check_table, manifest_path, read_manifest, read_profiles
 from bft_trl.encoders import Encoder, cached_vectors
 from bft_trl.run_folder import Run, fingerprint, load_run, load_tokenizer
 
 logger = logging.getLogger(__name__)
+
+# Products of greater numbers would not fit float32 comfortably.
+MOST = 1e9
 
 
 class Vectors(NamedTuple):
@@ -42,7 +45,7 @@ def embed_profiles(profiles: Path, encoder: Encoder, out: Path, *, cache: Path |
         out: a .parquet file.
         cache: folder in which vectors are kept by content; see [`cached_vectors`].
     """
-    _check_out(out)
+    _check_out(out, profiles)
     table = read_profiles(profiles)
     cut = encoder.n_cut(table["text"].tolist())
     if cut:
@@ -73,11 +76,12 @@ def embed_by_model(
     """
     import torch
 
-    _check_out(out)
+    _check_out(out, profiles)
     if batch_size < 1 or max_tokens < 1:
         raise ValueError(f"`batch_size={batch_size}` and `max_tokens={max_tokens}` must be 1 or more.")
     table = read_profiles(profiles)
     tokenizer = load_tokenizer(run)
+    tokenizer.padding_side = "right"  # absolute positions, where a model has them, count from the first token
     model = load_run(run, device=device)
     layers = (model.get_base_model() if run.adapter else model).base_model
     ids = tokenizer(table["text"].tolist(), truncation=True, max_length=max_tokens)["input_ids"]
@@ -103,9 +107,11 @@ def read_vectors(path: Path) -> Vectors:
     are all the same.
     """
     table = read_table(path, ["gene", "vector"])
-    genes = table["gene"].astype(str).str.strip().tolist()
+    if table["gene"].isna().any():
+        raise ValueError(f"{path}: {int(table['gene'].isna().sum())} vectors have no gene.")
+    genes = ids_as_text(table["gene"]).str.strip().tolist()
     if len(set(genes)) < len(genes):
-        repeated = table["gene"][table["gene"].duplicated()].iloc[0]
+        repeated = next(gene for gene in genes if genes.count(gene) > 1)
         raise ValueError(f"{path}: more than one vector for {repeated!r}.")
     try:
         values = np.array(table["vector"].tolist(), dtype=np.float32)
@@ -119,9 +125,20 @@ def read_vectors(path: Path) -> Vectors:
             f"{path}: {int(broken.sum())} of {len(genes)} vectors hold NaN or infinity, such as that of "
             f"{genes[int(broken.argmax())]!r}: make them again."
         )
+    if np.abs(values).max() > MOST:
+        raise ValueError(
+            f"{path}: the vectors hold numbers up to {np.abs(values).max():.3g}; at most {MOST:g} can be used."
+        )
     if len(genes) > 1 and np.ptp(values, axis=0).max() == 0:
         raise ValueError(f"{path}: all {len(genes)} vectors are the same: nothing can be learned from them.")
-    manifest = read_json_object(manifest_path(path)) if manifest_path(path).is_file() else {}
+    manifest = read_manifest(path)
+    if manifest and manifest.get("content_hash") != _hash(genes, values):
+        logger.warning(
+            "%s is not of the vectors in %s and is not used: was the run that wrote them killed?",
+            manifest_path(path),
+            path,
+        )
+        manifest = {}
     return Vectors(genes, values, manifest)
 
 
@@ -136,8 +153,17 @@ def read_named_vectors(paths: Sequence[Path], *, reserved: Sequence[str]) -> dic
                 f"`vectors`: two files are named {name!r}; results go by the name of the file, so rename one."
             )
         if name in reserved:
-            raise ValueError(f"`vectors`: {name!r} is the name of a control; rename the file.")
+            raise ValueError(f"`vectors`: {name!r} is the name of a control or of a column; rename the file.")
     return {name: read_vectors(path) for name, path in zip(names, paths, strict=True)}
+
+
+def check_task(out: Path, task: str) -> None:
+    """Raises ValueError where `out` cannot be a folder for the results of `task`, or holds those of another one."""
+    check_folder(out)
+    results = out / "results.json"
+    made = read_json_object(results).get("task") if results.is_file() else task
+    if made != task:
+        raise ValueError(f"`out={str(out)!r}` holds the results of {made!r}; name another folder for {task!r}.")
 
 
 def shuffled(vectors: Vectors, rng: np.random.Generator) -> Vectors:
@@ -159,47 +185,59 @@ def cell_vectors(data: Path, vectors: Path, out: Path) -> dict[str, Any]:
     """
     from bft_trl.embeddings.cells import read_anndata
 
-    _check_out(out)
+    _check_out(out, data, vectors)
     known = read_vectors(vectors)
     cells = read_anndata(data)
     rows = known.rows([str(gene) for gene in cells.var_names])
     if not (rows >= 0).any():
         raise ValueError(f"`vectors={str(vectors)!r}`: none of its genes is in {data}; are both symbols?")
     expression = cells[:, rows >= 0].X
+    total = np.asarray(expression.sum(1), dtype=np.float64).reshape(-1, 1)
+    if not np.isfinite(total).all():
+        raise ValueError(f"{data}: {int((~np.isfinite(total)).sum())} cells hold NaN or infinity in X.")
     if expression.min() < 0:
         raise ValueError(f"{data}: X has negative values; weights need expression, not scaled values.")
-    total = np.asarray(expression.sum(1), dtype=np.float64).reshape(-1, 1)
+    if not total.any():
+        raise ValueError(f"{data}: no cell expresses a gene that has a vector.")
     means = np.asarray(expression @ known.values[rows[rows >= 0]].astype(np.float64)) / np.where(total > 0, total, 1)
     kept = total[:, 0] > 0
-    manifest = {
+    manifest: dict[str, Any] = {
         "vectors": vectors.name,
+        "dimension": int(known.values.shape[1]),
         "n_cells": int(kept.sum()),
         "n_cells_without": int((~kept).sum()),
         "coverage": float((rows >= 0).mean()),
     }
     logger.info("%d of %d genes have a vector.", int((rows >= 0).sum()), len(rows))
-    names = cells.obs_names[kept].astype(str)
-    write_parquet(out, pd.DataFrame({"cell": names, "vector": list(means[kept].astype(np.float32))}))
+    names, values = cells.obs_names[kept].astype(str).tolist(), means[kept].astype(np.float32)
+    manifest["content_hash"] = _hash(names, values)
+    write_parquet(out, pd.DataFrame({"cell": names, "vector": list(values)}))
     write_text(manifest_path(out), json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 
-def _check_out(out: Path) -> None:
-    if out.suffix != ".parquet":
-        raise ValueError(f"`out={str(out)!r}` must end in .parquet.")
-    check_folder(out.parent)
+def _hash(genes: Sequence[str], values: np.ndarray) -> str:
+    content = "\0".join(genes).encode() + np.ascontiguousarray(values, dtype=np.float32).tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _check_out(out: Path, *sources: Path) -> None:
+    """`out` can be written and is nothing that must stay: neither a source nor a table that is not of vectors."""
+    check_table(out)
+    if out.resolve() in [source.resolve() for source in sources]:
+        raise ValueError(f"`out={str(out)!r}` is what is to be read; choose another name.")
+    if out.exists() and "dimension" not in read_manifest(out):
+        raise ValueError(f"`out={str(out)!r}` is there and is no table of vectors; choose another name, or remove it.")
 
 
 def _write(genes: list[str], values: np.ndarray, out: Path, made_by: dict[str, Any], profiles: Path) -> dict[str, Any]:
     if not np.isfinite(values).all():
         raise ValueError(f"The encoder gave NaN or infinity for {int((~np.isfinite(values).all(1)).sum())} profiles.")
-    source = (
-        read_json_object(manifest_path(profiles)) if manifest_path(profiles).is_file() else {"table": profiles.name}
-    )
+    source = read_manifest(profiles) or {"table": profiles.name}
     manifest = made_by | {
         "n_genes": len(genes),
         "dimension": int(values.shape[1]),
-        "content_hash": hashlib.sha256("\0".join(genes).encode() + values.tobytes()).hexdigest()[:16],
+        "content_hash": _hash(genes, values),
         "profiles": source,
     }
     write_parquet(out, pd.DataFrame({"gene": genes, "vector": list(values)}))

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bft_trl.report.forest import plain
+
 TITLES = {
     "roc": "ROC curves",
     "calibration": "Calibration: predicted probability against the share of positives",
@@ -15,6 +17,7 @@ TITLES = {
     "map": "Map of the gene vectors (first two principal components)",
 }
 _CELL = 3.4
+_MOST_ROWS = 40
 
 
 def roc_plot(labels: pd.Series, probabilities: Mapping[str, np.ndarray], vectors: Sequence[str], kind: str) -> bytes:
@@ -29,7 +32,7 @@ def roc_plot(labels: pd.Series, probabilities: Mapping[str, np.ndarray], vectors
             style: dict[str, Any] = (
                 {} if name in vectors else {"color": str(next(greys)), "linewidth": 1, "linestyle": "--"}
             )
-            axis.plot(x, y, label=f"{_plain(name)} ({roc_auc_score(labels, values):.3f})", **style)
+            axis.plot(x, y, label=f"{plain(name)} ({roc_auc_score(labels, values):.3f})", **style)
         axis.plot([0, 1], [0, 1], color="#444444", linewidth=0.6)
         axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
         axis.legend(frameon=False, fontsize=7, loc="lower right")
@@ -44,7 +47,7 @@ def calibration_plot(labels: pd.Series, probabilities: Mapping[str, np.ndarray],
         figure, (axis,) = _panels(1, size=4.6)
         for name, values in probabilities.items():
             share, mean = calibration_curve(labels, values, n_bins=10, strategy="quantile")
-            axis.plot(mean, share, marker="o", markersize=3, label=_plain(name))
+            axis.plot(mean, share, marker="o", markersize=3, label=plain(name))
         axis.plot([0, 1], [0, 1], color="#444444", linewidth=0.6)
         axis.set(xlabel="mean predicted probability", ylabel="share of positives", aspect="equal")
         axis.legend(frameon=False, fontsize=7)
@@ -59,18 +62,20 @@ def change_plot(observed: np.ndarray, predicted: Mapping[str, np.ndarray], keep:
         for axis, (name, values) in zip(axes, predicted.items(), strict=False):
             axis.scatter(observed[keep], values[keep], s=3, alpha=0.3, linewidths=0, rasterized=True)
             axis.plot([-limit, limit], [-limit, limit], color="#444444", linewidth=0.6)
-            axis.set(title=_plain(name), xlabel="observed", ylabel="predicted")
+            axis.set(title=plain(name), xlabel="observed", ylabel="predicted")
         return _saved(figure, kind)
 
 
 def per_perturbation_plot(scores: pd.Series, names: Sequence[str], kind: str) -> bytes:
-    """One row per perturbation, one point per name; of more than 40 those with the highest score of the first name.
+    """One row per perturbation, one point per name; of more than 40 so many at equal steps of the first name's score.
 
     Args:
         scores: index (name, perturbation).
     """
     with _style():
-        table = scores.unstack("name")[list(names)].sort_values(names[0]).tail(40)
+        table = scores.unstack("name")[list(names)].dropna().sort_values(names[0])
+        total = len(table)
+        table = table.iloc[np.unique(np.linspace(0, total - 1, min(total, _MOST_ROWS)).round().astype(int))]
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 0.24 * len(table) + 1.2), layout="constrained")
@@ -79,9 +84,11 @@ def per_perturbation_plot(scores: pd.Series, names: Sequence[str], kind: str) ->
             style: dict[str, Any] = {"marker": "o"}
             if number == len(names) - 1:
                 style = {"marker": "D", "color": "#8a8a8a"}
-            axis.plot(table[name], range(len(table)), linestyle="", markersize=4, label=_plain(name), **style)
-        axis.set_yticks(range(len(table)), [_plain(name) for name in table.index])
+            axis.plot(table[name], range(len(table)), linestyle="", markersize=4, label=plain(name), **style)
+        axis.set_yticks(range(len(table)), [plain(name) for name in table.index])
         axis.axvline(0, color="#444444", linewidth=0.8)
+        if total > len(table):
+            axis.set_title(f"{len(table)} of {total}, at equal steps of {plain(names[0])}'s score", fontsize=8)
         axis.set_xlabel("Pearson correlation of predicted and observed change")
         axis.grid(axis="y", alpha=0.2)
         axis.legend(frameon=False, fontsize=7)
@@ -102,9 +109,9 @@ def vector_map(vectors: Mapping[str, Any], members: Collection[str], title: str,
             inside = np.isin(found.genes, list(members))
             axis.scatter(*points[~inside].T, s=6, color="#b5b5b5", linewidths=0, rasterized=True)
             axis.scatter(*points[inside].T, s=12, color="#c8442d", linewidths=0, label=f"{int(inside.sum())} genes")
-            axis.set(title=_plain(name), xticks=[], yticks=[])
+            axis.set(title=plain(name), xticks=[], yticks=[])
             axis.legend(frameon=False, fontsize=7)
-        figure.suptitle(f"In red: {_plain(title)}", fontsize=9)
+        figure.suptitle(f"In red: {plain(title)}", fontsize=9)
         return _saved(figure, kind)
 
 
@@ -131,8 +138,3 @@ def _saved(figure: Any, kind: str) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
-
-
-def _plain(name: str) -> str:
-    """A name that matplotlib does not take for a formula."""
-    return (name if len(name) <= 44 else f"{name[:43]}…").replace("$", r"\$")

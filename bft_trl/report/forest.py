@@ -47,9 +47,9 @@ def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
         n_tests = len(result["rows"])
         line = "\n" if columns == 1 else " "
         figure.supxlabel(
-            f"Difference to {_plain(result['baseline'])}, 95 % interval over "
+            f"Difference to {plain(result['baseline'])}, 95 % interval over "
             f"{result.get('over', 'documents')}.{line}Filled: p < {ALPHA} after Holm over {n_tests} tests. Diamonds: "
-            "floors and the like.",
+            "floors, controls.",
             fontsize=8,
         )
         buffer = BytesIO()
@@ -58,8 +58,8 @@ def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
 
 
 def _draw(axis: Any, panel: tuple[str, str], rows: list[Mapping[str, Any]], floors: list[Mapping[str, Any]]) -> None:
-    labels = [_plain(row["run"]) + (" (one seed)" if row["n_seeds"] == 1 else "") for row in rows]
-    labels += [_plain(row["name"]) for row in floors]
+    labels = [plain(row["run"]) + (" (one seed)" if row["n_seeds"] == 1 else "") for row in rows]
+    labels += [plain(row["name"]) for row in floors]
     for y, row in enumerate(rows):
         found = row["p_holm"] < ALPHA
         axis.errorbar(
@@ -84,6 +84,6 @@ def _draw(axis: Any, panel: tuple[str, str], rows: list[Mapping[str, Any]], floo
     )
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name that matplotlib does not take for a formula."""
     return (name if len(name) <= 44 else f"{name[:43]}…").replace("$", r"\$")

@@ -13,9 +13,10 @@ _OVER = {
     "documents": "on the same documents, with the 95 % bootstrap interval over documents",
     "genes": "on the same pairs, with the 95 % bootstrap interval over genes, because pairs that share a gene are not "
     "independent",
-    "perturbations": "on the same perturbations, with the 95 % interval over perturbations, wide enough for "
-    "predictors that were fitted to nearly the same data",
+    "perturbations": "on the same perturbations, with the 95 % interval over perturbations, widened because "
+    "their predictors were fitted to nearly the same data",
 }
+_NO_BETTER = "At or under the highest floor, that is, no better than an answer that knows nothing of the question"
 _TEST = {
     "documents": "exact McNemar test for scores of 0 and 1, else a paired permutation test",
     "genes": "twice the smaller tail of the same bootstrap",
@@ -70,6 +71,7 @@ def _context(result: Mapping[str, Any]) -> dict[str, Any]:
     found = [row for row in result["rows"] if row["p_holm"] < ALPHA]
     over = result.get("over", "documents")
     words = {"unit": {"documents": "documents", "genes": "pairs"}.get(over, over), "interval_of": _OVER[over]}
+    words |= {"no_better": _NO_BETTER if over == "documents" else "No better than the best control"}
     words |= {"test_of": _TEST[over], "documents": over == "documents", "pairwise": [], "n_pairwise": 0}
     return (
         dict(result)

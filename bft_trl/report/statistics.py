@@ -83,7 +83,7 @@ def cross_validated(scores: np.ndarray, *, n_train: int) -> tuple[Interval, floa
     """Mean of cross-validated scores, or of their differences, with its 95 % interval, and the p-value of its being 0.
 
     Nadeau and Bengio's corrected t-test (Machine Learning 2003): predictors that were fitted to nearly the same data
-    err together, so the variance of the mean is (1/N + 1/n_train) s^2 and not s^2 / N.
+    err together, so the variance of the mean is (1/N + 1/n_train) s^2 and not s^2 / N. p is at least 2 / 2^N.
 
     Args:
         scores: one for each unit that was left out, (N,), N > 0. A single one has no interval: it is infinite.
@@ -92,13 +92,16 @@ def cross_validated(scores: np.ndarray, *, n_train: int) -> tuple[Interval, floa
     from scipy.stats import t
 
     mean = float(scores.mean())
-    if np.ptp(scores) == 0 and len(scores) > 1:
-        return Interval(mean, mean, mean), 1.0 if mean == 0 else 0.0
     if len(scores) == 1:
         return Interval(mean, -np.inf, np.inf), 1.0
+    # No test of so few scores can say more than one of their signs.
+    least = min(1.0, 2.0 ** (1 - len(scores)))
+    if np.ptp(scores) == 0:
+        return Interval(mean, mean, mean), 1.0 if mean == 0 else least
     error = float(scores.std(ddof=1) * np.sqrt(1 / len(scores) + 1 / n_train))
     half = float(t.ppf(1 - ALPHA / 2, len(scores) - 1)) * error
-    return Interval(mean, mean - half, mean + half), float(2 * t.sf(abs(mean) / error, len(scores) - 1))
+    p = float(2 * t.sf(abs(mean) / error, len(scores) - 1))
+    return Interval(mean, mean - half, mean + half), max(p, least)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
