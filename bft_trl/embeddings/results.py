@@ -86,8 +86,12 @@ def report_interactions(
     )
     # The first draw of random and shuffled vectors stands for all in tables and plots.
     first = {name: probabilities[0] for name, probabilities in scored.probabilities.items()}
+    drawn = {
+        f"{name}, first draw" if len(scored.probabilities[name]) > 1 else name: values
+        for name, values in first.items()
+    }
     plots = {
-        "roc": lambda kind: biology.roc_plot(scored.test["label"], first, list(scored.vectors), kind),
+        "roc": lambda kind: biology.roc_plot(scored.test["label"], drawn, list(scored.vectors), kind),
         "calibration": lambda kind: biology.calibration_plot(
             scored.test["label"], {name: first[name] for name in scored.vectors}, kind
         ),
