@@ -6,6 +6,8 @@ from pathlib import Path
 # Read when the libraries are imported: no test may reach out.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+# Arrays and tensors are tiny here: a second thread costs more than it brings. For the processes that tests start, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -15,7 +17,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bft_trl import BFTConfig
 
-# Tensors are tiny here: a second thread costs more than it brings.
 torch.set_num_threads(1)
 
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
