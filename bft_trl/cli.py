@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:  # the last: an extra that is not installed
         sys.stderr.write(f"bft-trl: error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("\nbft-trl: stopped. What is resumable goes on with the same command.\n")
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -142,7 +142,7 @@ def _load(model: str) -> Any:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"`encoder={model!r}` cannot be loaded ({str(error).splitlines()[0]}). Give a folder with a sentence "
-            'encoder, or "none" to leave similarity and percentile out.'
+            'encoder; where only similarity needs it, "none" does without.'
         ) from error
     loaded.eval()
     return loaded

@@ -54,6 +54,12 @@ def read_run(
     if adapter is None and model is None:
         raise ValueError("Name a base model with `model`, or a trained run with `adapter`.")
     quantization = tokenizer = None
+    if (
+        model is not None
+        and (Path(model) / "adapter_config.json").is_file()
+        and not (Path(model) / "config.json").is_file()
+    ):
+        raise ValueError(f"`model={model!r}` is an adapter: name it with `adapter`.")
     if adapter is not None:
         file = adapter / "adapter_config.json"
         if not file.is_file():
@@ -121,6 +127,8 @@ def load_run(run: Run, *, device: str | None = None) -> Any:
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"`model={run.base!r}` cannot be loaded ({_first_line(error)}).") from error
+    except ImportError as error:  # of transformers: bitsandbytes is not there
+        raise ValueError(f"{_first_line(error)} Or load the base as it is: --no-load-in-4bit.") from error
     if run.adapter is not None:
         from peft import PeftModel
 

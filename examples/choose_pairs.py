@@ -74,7 +74,9 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True, help="pairs for the training and the validation part")
     parser.add_argument("--test", type=Path, required=True, help="pairs for the test part")
     parser.add_argument("--all", action="store_true", help="keep all pairs but those between two parts")
-    parser.add_argument("--genes", type=int, nargs=3, default=(300, 90, 110), metavar="N", help="of each part")
+    parser.add_argument(
+        "--genes", type=int, nargs=3, default=(300, 90, 110), metavar="N", help="of train, valid and test"
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for train.parquet, valid.parquet, test.parquet"
     )

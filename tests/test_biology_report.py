@@ -1,5 +1,6 @@
 """Both downstream commands from the command line to the page, and bad input that leaves nothing behind."""
 
+import hashlib
 import json
 import re
 
@@ -76,6 +77,12 @@ def test_interactions_from_the_command_line(world, tmp_path, caplog):
     assert results["vectors"]["base"]["coverage"] == 1.0
     assert {path.name for path in tmp_path.glob("*.png")} == {"forest.png", "roc.png", "calibration.png", "map.png"}
     check_page(tmp_path)
+    inputs = results["data"]["inputs"]
+    assert inputs["train"] == {
+        "file": "train.csv",
+        "sha256": hashlib.sha256((world / "train.csv").read_bytes()).hexdigest()[:16],
+    }
+    assert set(inputs["vectors"]) == {"base", "bft"}
     tests = pd.read_parquet(tmp_path / "tests.parquet")
     assert len(tests) == 2 * (1 + 2 * 6)  # two metrics; one pair of vector sets, and each against six controls
     # A test is of the figures that stand in the results.
@@ -115,6 +122,15 @@ def test_perturbation_from_the_command_line(world, tmp_path):
     predictions = pd.read_parquet(tmp_path / "predictions.parquet")
     assert len(predictions) == 6 * 12
     assert {"observed", "base", "bft", "training_mean"} <= set(predictions.columns)
+
+
+def test_stopped_by_hand(monkeypatch, capsys):
+    def stopped(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bft_trl.embeddings.commands._cell_vectors", stopped)
+    assert main(["cell-vectors", "--data", "x", "--vectors", "y", "--out", "z"]) == 130
+    assert "stopped" in capsys.readouterr().err
 
 
 def test_a_folder_has_the_results_of_one_task(world, tmp_path, capsys):

@@ -388,8 +388,13 @@ def test_a_planted_response_is_found_and_the_target_gene_left_out(tmp_path):
     assert table.loc["kept"].loc["text", "mse"] > left_out.loc["text", "mse"] + 50**2 / 40 / 20 / 2
     assert scored.coverage == {"text": 1.0}
     assert scored.report["folds"] == "leave one out"
-    again = score_perturbations(changes, [path], tmp_path / "out")
-    assert again.scores.equals(scored.scores)
+    # The same again, and the same beside another set that comes first and has other dimensions.
+    other = write_vectors(tmp_path / "other.parquet", list(vectors), np.random.default_rng(1).standard_normal((20, 3)))
+    for paths in ([path], [other, path]):
+        again = score_perturbations(changes, paths, tmp_path / "out").scores
+        for name in ("text", "training_mean"):
+            one, two = (table[table["name"] == name].reset_index(drop=True) for table in (scored.scores, again))
+            assert one.equals(two)
 
 
 def test_double_perturbations_have_summed_vectors_and_an_additive_baseline(tmp_path):

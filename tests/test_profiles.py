@@ -165,8 +165,11 @@ def test_other_settings_are_refused(world, tmp_path, monkeypatch):
     written(world, out)
     with pytest.raises(ValueError, match="is there, made with other settings .max_new_tokens."):
         written(world, out, max_new_tokens=9)
-    monkeypatch.setattr(profiles, "_generate", None)
-    with pytest.raises(TypeError):
+    generate = profiles._generate
+    monkeypatch.setattr(
+        profiles, "_generate", lambda *args, seed, **options: None if seed else generate(*args, seed=seed, **options)
+    )
+    with pytest.raises(TypeError):  # after the first batch
         written(world, tmp_path / "q.parquet")
     with pytest.raises(ValueError, match="was begun with other settings .seed."):
         written(world, tmp_path / "q.parquet", seed=1)
@@ -408,6 +411,40 @@ def test_damaged_and_unnamed_parts(world, tmp_path, monkeypatch, caplog):
     (parts / "settings.json").unlink()
     with pytest.raises(ValueError, match="does not say with what settings it was begun. Remove that folder"):
         written(world, out)
+
+
+def test_vectors_of_another_encoder_are_not_replaced(world, texts, tmp_path, monkeypatch):
+    build_bert(tmp_path / "bert")
+    encoder, out = Encoder(str(tmp_path / "bert")), tmp_path / "v.parquet"
+    made = embed_profiles(texts, encoder, out, cache=tmp_path / "cache")
+    monkeypatch.setattr(Encoder, "encode", None)
+    assert embed_profiles(texts, encoder, out, cache=tmp_path / "cache") == made  # nothing is done again
+    with pytest.raises(ValueError, match="is there, made with other settings .encoder, "):
+        embed_by_model(texts, read_run(str(world / "base"), None), out)
+    pd.DataFrame({"gene": ["A"], "text": ["other"]}).to_parquet(texts)
+    with pytest.raises(ValueError, match="is there, made with other settings .profiles."):
+        embed_profiles(texts, encoder, out, cache=tmp_path / "cache")
+
+
+def test_what_is_not_there_yet(world, tmp_path, monkeypatch, capsys):
+    """A run that never wrote a batch binds nobody to its settings, and an unfinished one is called so."""
+    out = tmp_path / "p.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr(profiles, "load_run", None)
+        with pytest.raises(TypeError):
+            written(world, out, max_new_tokens=5)
+    command = ["--encoder", "self", "--model", str(world / "base"), "--out", str(tmp_path / "v.parquet")]
+    assert main(["embed", str(out), *command]) == 2
+    assert "p.parquet is not finished; the command that began it goes on with it" in capsys.readouterr().err
+    assert main(["embed", str(tmp_path / "q.parquet"), *command]) == 2
+    assert "q.parquet: no such file" in capsys.readouterr().err
+    written(world, out)
+    assert out.exists()
+
+
+def test_an_adapter_is_no_model(world):
+    with pytest.raises(ValueError, match="is an adapter: name it with `adapter`"):
+        read_run(str(world / "adapter"), None)
 
 
 def test_a_manifest_of_other_vectors_is_not_trusted(texts, tmp_path, caplog):

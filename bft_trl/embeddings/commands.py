@@ -25,7 +25,7 @@ def _add_profiles(commands: Any) -> None:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="text files, a symbol a line, or tables with gene, gene_a and gene_b, or perturbation",
+        help="text files (.txt), a symbol a line, or tables with gene, gene_a and gene_b, or perturbation",
     )
     profiles.add_argument(
         "--hgnc", type=Path, metavar="FILE", help="hgnc_complete_set.txt: says which symbols are outdated or unknown"
@@ -135,7 +135,11 @@ def _add_task(parser: argparse.ArgumentParser, *, baseline: str) -> None:
     parser.add_argument(
         "--go", type=Path, metavar="FILE", help="gene sets: annotations and the map (default: shipped)"
     )
-    parser.add_argument("--colour-by", metavar="SET", help="gene set in the map (default: the one with most genes)")
+    parser.add_argument(
+        "--colour-by",
+        metavar="SET",
+        help="gene set of --go in the map (default: the one with most genes that have a vector)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
 
 
@@ -178,8 +182,9 @@ def _profiles(args: argparse.Namespace) -> int:
 
 def _embed(args: argparse.Namespace) -> int:
     from bft_trl.embeddings import vectors
-    from bft_trl.embeddings.profiles import read_manifest
+    from bft_trl.embeddings.profiles import read_manifest, read_profiles
 
+    read_profiles(args.profiles)  # before anything is loaded
     if args.encoder == "self":
         from bft_trl.run_folder import read_run
 
@@ -235,6 +240,7 @@ def _interactions(args: argparse.Namespace) -> int:
         training_sets=args.training_sets,
         seed=args.seed,
     )
+    scored.report["inputs"] = _inputs(args, "train", "valid", "test", "go", "training_sets")
     results = report_interactions(scored, args.out, **reporting)
     return _say(results, args.out, ("auroc", "average_precision", "auroc_no_shared_term"))
 
@@ -264,6 +270,8 @@ def _perturbation(args: argparse.Namespace) -> int:
             raise ValueError("--perturbation-column, --counts and --min-cells are for an AnnData (.h5ad).")
         changes = changes_of_table(args.data, control=args.control)
     scored = score_perturbations(changes, args.vectors, args.out, folds=args.folds, seed=args.seed)
+    scored.report["inputs"] = _inputs(args, "data", "go")
+    scored.report["options"] = _given(args, "perturbation_column", "control", "counts", "min_cells", "folds")
     results = report_perturbation(scored, args.out, **reporting)
     return _say(results, args.out, METRICS)
 
@@ -275,6 +283,19 @@ def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def _inputs(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Names and hashes of the files that were read, the manifests of vectors, and versions."""
+    from importlib.metadata import version
+
+    from bft_trl.embeddings.profiles import read_manifest
+    from bft_trl.embeddings.vectors import described_file
+
+    files = {name: described_file(path) for name, path in _given(args, *names).items()}
+    vectors = {path.stem: described_file(path) | {"manifest": read_manifest(path)} for path in args.vectors}
+    versions = {name: version(name) for name in ("bft-trl", "scikit-learn", "scipy", "numpy")}
+    return files | {"vectors": vectors, "versions": versions}
 
 
 def _reporting(args: argparse.Namespace) -> dict[str, Any]:

@@ -28,6 +28,7 @@ PARTS = ("train", "valid", "test")
 COLUMNS = ("gene_a", "gene_b", "label", "no_shared_term")
 # Random and shuffled vectors are drawn so often up to so many training pairs, and once above.
 DRAWS = 5
+FEW = 50
 SMALL = 20_000
 CONTROLS = ("random", "shuffled", "identity", "degree", "symbol", "go")
 
@@ -118,6 +119,10 @@ def score_interactions(
     report["genes_without_vector"] = {name: len(everyone - set(found.genes)) for name, found in named.items()}
     report["compared_on"] = {name: len(part) for name, part in pairs.items()}
     report["no_shared_term"] = int(pairs["test"]["no_shared_term"].sum())
+    logger.info(
+        "%d of %d test pairs stand together in no training set: no_shared_term is on these.",
+        *(report["no_shared_term"], len(pairs["test"])),
+    )
     return Scored(pairs["test"], probabilities, details, named, coverage, report)
 
 
@@ -140,12 +145,15 @@ def figures(
     masks = {"": np.ones(len(test), dtype=bool), "_no_shared_term": test["no_shared_term"].to_numpy()}
     resampled: dict[str, dict[str, list[np.ndarray]]] = {}
     resamples = ranking.gene_resamples(first, second, len(genes), rng=rng, n_resamples=n_resamples)
-    for weights in tqdm(resamples, desc="Bootstrap over genes", unit="batch"):
+    progress = tqdm(total=n_resamples, desc="Bootstrap over genes", unit="resample")
+    for weights in resamples:
         for metric, ranked in ranking.METRICS.items():
             for name, scores in scored.probabilities.items():
                 for key, some in masks.items():
                     values = _mean_over_draws(ranked, scores[:, some], labels[some], weights[:, some])
                     resampled.setdefault(metric + key, {}).setdefault(name, []).append(values)
+        progress.update(len(weights))
+    progress.close()
     joined = {
         metric: {name: np.concatenate(values) for name, values in by_name.items()}
         for metric, by_name in resampled.items()
@@ -196,7 +204,7 @@ def _arms(
 
         return _Arm(features, hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest(), made_of)
 
-    rng = np.random.default_rng(seed)
+    for_random, for_shuffled = np.random.default_rng(seed).spawn(2)
     train = pairs["train"]
     wanted = {name: found.values[found.rows(genes)] for name, found in named.items()}
     name, first = next(iter(named.items()))
@@ -204,9 +212,9 @@ def _arms(
     draws = range(DRAWS if len(train) <= SMALL else 1)
     arms = {name: [of_vectors(values, "vectors")] for name, values in wanted.items()}
     noise = f"random vectors, as many numbers as {name}"
-    arms["random"] = [of_vectors(random_like(covered, rng).values, noise) for _ in draws]
+    arms["random"] = [of_vectors(random_like(covered, for_random).values, noise) for _ in draws]
     others = f"the vectors of {name}, each of another gene"
-    arms["shuffled"] = [of_vectors(shuffled(covered, rng).values, others) for _ in draws]
+    arms["shuffled"] = [of_vectors(shuffled(covered, for_shuffled).values, others) for _ in draws]
     of_train = hashlib.sha256(train.to_csv(index=False).encode()).hexdigest()
     which = "which genes, one number each"
     arms["identity"] = [_Arm(lambda part: identity_features(genes, part), of_train, which, trees=False)]
@@ -261,14 +269,15 @@ def _covered(
         kept[part] = table[mask].reset_index(drop=True)
         if not mask.all():
             lost = table[~mask]
-            everywhere = set.intersection(*(set(found.genes) for found in named.values()))
-            genes = sorted({*lost["gene_a"], *lost["gene_b"]} - everywhere)
-            logger.warning(
-                "%s: %d of %d pairs have no vector in one of the sets; %d genes lack one, such as %s.",
-                *(part, len(lost), len(mask), len(genes), ", ".join(genes[:5])),
-            )
+            logger.warning("%s: %d of %d pairs have no vector in one of the sets.", part, len(lost), len(mask))
+            for name, found in named.items():
+                genes = sorted({*lost["gene_a"], *lost["gene_b"]} - set(found.genes))
+                if genes:
+                    logger.warning("%s lacks %d of their genes, such as %s.", name, len(genes), ", ".join(genes[:5]))
         if not mask.any():
             raise ValueError(f"`{part}`: no pair has vectors of both genes in every set; coverage is {coverage}.")
+    if len(kept["test"]) < FEW:
+        logger.warning("Only %d test pairs are left: no figure or interval says much.", len(kept["test"]))
     return kept, coverage
 
 

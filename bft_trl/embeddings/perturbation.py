@@ -74,8 +74,9 @@ def score_perturbations(
     n_folds = folds if folds is not None else (count if count <= small else FOLDS)
     if not 2 <= n_folds <= count:
         raise ValueError(f"`folds={n_folds}` must be at least 2 and at most {count}, the number of perturbations.")
-    rng = np.random.default_rng(seed)
-    rows = fold_rows(count, n_folds, rng)
+    # A stream for each purpose: what is drawn for one does not change the others, nor a set's figures those of the next.
+    for_folds, for_inner_folds, *for_controls = np.random.default_rng(seed).spawn(4)
+    rows = fold_rows(count, n_folds, for_folds)
     n_train = min(len(training_rows(test, related)) for test in rows)
     if n_train < 2:
         raise ValueError(
@@ -87,12 +88,12 @@ def score_perturbations(
     }
     first = _restricted(next(iter(named.values())), changes.perturbations)
     draws = DRAWS if count <= SMALL else 1
-    for control, made in (("random", random_like), ("shuffled", shuffled)):
+    for control, made, rng in zip(("random", "shuffled"), (random_like, shuffled), for_controls, strict=True):
         inputs[control] = [_summed(changes.perturbations, made(first, rng)) for _ in range(draws)]
     predicted: dict[str, list[np.ndarray]] = {}
     chosen: dict[str, list[str]] = {}
     progress = tqdm(total=sum(map(len, inputs.values())), desc="Perturbations", unit="arm")
-    inner_seed = int(rng.integers(2**32))  # the same inner folds for all
+    inner_seed = int(for_inner_folds.integers(2**32))  # the same inner folds for all
     for name, arms in inputs.items():
         for values in arms:
             found, names = predict_unseen(
@@ -201,6 +202,9 @@ def _covered(changes: Changes, named: dict[str, Vectors]) -> tuple[Changes, dict
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         logger.warning("%d of %d perturbations have no vector in one of the sets: %s", len(missing), len(kept), shown)
+        for name, share in coverage.items():
+            if share < 1:
+                logger.warning("%s has %.0f %% of them.", name, 100 * share)
     if kept.sum() < 3:
         raise ValueError(
             f"`vectors`: {int(kept.sum())} of {len(kept)} perturbations have a vector in every set, and 3 are needed; "

@@ -164,6 +164,8 @@ def read_profiles(path: Path) -> pd.DataFrame:
 
     Raises ValueError for repeated genes and where no text is left.
     """
+    if not path.is_file() and path.with_name(f"{path.name}.parts").is_dir():
+        raise FileNotFoundError(f"{path} is not finished; the command that began it goes on with it.")
     table = read_table(path, ["gene", "text"])
     table = table.assign(gene=table["gene"].astype(str).str.strip(), text=table["text"].fillna("").astype(str))
     repeated = table["gene"][table["gene"].duplicated()].unique()
@@ -207,7 +209,7 @@ def _already_made(out: Path, settings: dict[str, Any], *, parts: Path) -> bool:
         logger.info("%s is there already, with these settings.", out)
         return True
     begun = parts / "settings.json"
-    if begun.exists():
+    if begun.exists() and any(parts.glob("*.parquet")):
         found = read_json_object(begun)
         if found == wanted:
             return False
@@ -216,7 +218,7 @@ def _already_made(out: Path, settings: dict[str, Any], *, parts: Path) -> bool:
             f"`out={str(out)!r}`: {parts} was begun with other settings ({changed}). Choose another name, or remove "
             "that folder."
         )
-    if any(parts.glob("*.parquet")):
+    if not begun.exists() and any(parts.glob("*.parquet")):
         raise ValueError(
             f"`out={str(out)!r}`: {parts} does not say with what settings it was begun. Remove that folder."
         )

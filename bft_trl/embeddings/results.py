@@ -140,7 +140,7 @@ def report_perturbation(
                 values = averaged.loc[target].loc[name][metric].dropna().to_numpy()
                 if len(values):
                     estimate, _ = cross_validated(values, n_train=n_train)
-                    described[name][metric + suffix] = _as_dict(ranking.Estimate(*estimate))
+                    described[name][metric + suffix] = _as_dict(ranking.Estimate(*estimate)) | {"n": len(values)}
         described[name]["n"] = int(scores.loc[name].shape[0])
         if name in scored.chosen:
             described[name]["chosen"] = pd.Series(scored.chosen[name]).value_counts().to_dict()

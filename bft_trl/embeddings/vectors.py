@@ -47,6 +47,9 @@ def embed_profiles(profiles: Path, encoder: Encoder, out: Path, *, cache: Path |
     """
     _check_out(out, profiles)
     table = read_profiles(profiles)
+    made_by = {"encoder": encoder.model, "encoder_hash": encoder.fingerprint, "max_tokens": encoder.max_tokens}
+    if _already_made(out, made_by, profiles):
+        return read_manifest(out)
     cut = encoder.n_cut(table["text"].tolist())
     if cut:
         logger.warning(
@@ -54,7 +57,6 @@ def embed_profiles(profiles: Path, encoder: Encoder, out: Path, *, cache: Path |
             *(cut, len(table), encoder.max_tokens, encoder.model),
         )
     values, _ = cached_vectors(encoder, table["text"].tolist(), cache=cache)
-    made_by = {"encoder": encoder.model, "encoder_hash": encoder.fingerprint, "max_tokens": encoder.max_tokens}
     return _write(table["gene"].tolist(), values, out, made_by | {"n_cut": cut}, profiles)
 
 
@@ -80,6 +82,9 @@ def embed_by_model(
     if batch_size < 1 or max_tokens < 1:
         raise ValueError(f"`batch_size={batch_size}` and `max_tokens={max_tokens}` must be 1 or more.")
     table = read_profiles(profiles)
+    made_by = {"encoder": "self", **fingerprint(run), "max_tokens": max_tokens}
+    if _already_made(out, made_by, profiles):
+        return read_manifest(out)
     tokenizer = load_tokenizer(run)
     tokenizer.padding_side = "right"  # absolute positions, where a model has them, count from the first token
     model = load_run(run, device=device)
@@ -96,7 +101,6 @@ def embed_by_model(
             mean = (hidden * mask).sum(1) / mask.sum(1)
             values[rows] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
             progress.update(len(rows))
-    made_by = {"encoder": "self", **fingerprint(run), "max_tokens": max_tokens}
     return _write(table["gene"].tolist(), values, out, made_by, profiles)
 
 
@@ -230,15 +234,41 @@ def _check_out(out: Path, *sources: Path) -> None:
         raise ValueError(f"`out={str(out)!r}` is there and is no table of vectors; choose another name, or remove it.")
 
 
+def _already_made(out: Path, made_by: dict[str, Any], profiles: Path) -> bool:
+    """Whether `out` is there, of these profiles by this encoder. Raises ValueError where it is of others."""
+    if not out.exists():
+        return False
+    wanted = made_by | {"profiles": _source(profiles)}
+    made = read_manifest(out)
+    changed = [name for name in wanted if made.get(name) != wanted[name]]
+    if changed:
+        raise ValueError(
+            f"`out={str(out)!r}` is there, made with other settings ({', '.join(changed)}). Choose another name, or "
+            "remove it."
+        )
+    logger.info("%s is there already, with these settings.", out)
+    return True
+
+
+def _source(profiles: Path) -> dict[str, Any]:
+    """The manifest of profiles; where they have none, what they are."""
+    return read_manifest(profiles) or described_file(profiles)
+
+
+def described_file(path: Path) -> dict[str, Any]:
+    """Name and hash of a file, for what is made of it."""
+    with path.open("rb") as stream:
+        return {"file": path.name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()[:16]}
+
+
 def _write(genes: list[str], values: np.ndarray, out: Path, made_by: dict[str, Any], profiles: Path) -> dict[str, Any]:
     if not np.isfinite(values).all():
         raise ValueError(f"The encoder gave NaN or infinity for {int((~np.isfinite(values).all(1)).sum())} profiles.")
-    source = read_manifest(profiles) or {"table": profiles.name}
     manifest = made_by | {
         "n_genes": len(genes),
         "dimension": int(values.shape[1]),
         "content_hash": _hash(genes, values),
-        "profiles": source,
+        "profiles": _source(profiles),
     }
     write_parquet(out, pd.DataFrame({"gene": genes, "vector": list(values)}))
     write_text(manifest_path(out), json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")

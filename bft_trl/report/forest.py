@@ -77,6 +77,7 @@ def _draw(axis: Any, panel: tuple[str, str], rows: list[Mapping[str, Any]], floo
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.margins(x=0.15)
+    axis.locator_params(axis="x", nbins=6)
     axis.spines[["top", "right"]].set_visible(False)
     task, metric = panel
     axis.set_title(

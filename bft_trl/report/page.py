@@ -64,7 +64,7 @@ def _context(result: Mapping[str, Any]) -> dict[str, Any]:
         below += [
             {"task": task, "metric": metric} | under
             for metric, entry in metrics.items()
-            if metric != "named" and (under := _under_a_floor(result["baseline"], metric, entry, references))
+            if metric != "named" and (under := _under_a_floor(result, metric, entry, references))
         ]
         tasks.append({"name": task, "metrics": metrics, "references": references} | described)
     everywhere = [row for row in result["reference_rows"] if row["task"] == "all"]
@@ -81,14 +81,16 @@ def _context(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _under_a_floor(
-    baseline: str, metric: str, entry: Mapping[str, Any], references: Sequence[Mapping[str, Any]]
+    result: Mapping[str, Any], metric: str, entry: Mapping[str, Any], references: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
     floors = [row for row in references if row["metric"] == metric and row["kind"] == "floor"]
     if not floors:
         return None
     sign = -1 if metric in LOWER_IS_BETTER else 1
     best = max(floors, key=lambda row: sign * row["value"])
-    scores = {baseline: entry["baseline"]} | {row["run"]: row["score"] for row in entry["rows"]}
+    scores = {row["run"]: row["score"] for row in entry["rows"]}
+    if result.get("over", "documents") == "documents":  # elsewhere the baseline may be a control itself
+        scores = {result["baseline"]: entry["baseline"]} | scores
     under = [f"{name} ({_number(score)})" for name, score in scores.items() if sign * score <= sign * best["value"]]
     return {"floor": best, "runs": under} if under else None
 
