@@ -74,7 +74,7 @@ def score_perturbations(
     n_folds = folds if folds is not None else (count if count <= small else FOLDS)
     if not 2 <= n_folds <= count:
         raise ValueError(f"`folds={n_folds}` must be at least 2 and at most {count}, the number of perturbations.")
-    # A stream for each purpose: what is drawn for one does not change the others, nor a set's figures those of the next.
+    # A stream for each purpose: which set comes first, and its size, changes no other set's figures.
     for_folds, for_inner_folds, *for_controls = np.random.default_rng(seed).spawn(4)
     rows = fold_rows(count, n_folds, for_folds)
     n_train = min(len(training_rows(test, related)) for test in rows)
