@@ -173,13 +173,16 @@ def test_counts_are_normalised_to_the_median_of_the_controls():
         ("linear", {}, "far above log expression: take log1p"),
         (None, {"min_cells": 21}, "control cells, and 42 are needed|leaves 0 perturbations"),
         ("counts", {}, "raw counts, where log expression is expected. Add --counts"),
+        ("many counts", {}, "raw counts, where log expression is expected. Add --counts"),
         (None, {"counts": True}, "hold.* numbers that are no counts"),
         ("negative", {}, "negative values .down to -1"),
         ("nan", {}, "1 values that are NaN"),
     ],
 )
 def test_cells_that_cannot_be_used(change, options, message):
-    cells = many_cells(np.random.default_rng(0), counts=change == "counts")
+    cells = many_cells(np.random.default_rng(0), counts=change in ("counts", "many counts"))
+    if change == "many counts":
+        cells.X = cells.X * 50
     if change == "linear":
         cells.X = cells.X * 100.5
     if change == "negative":

@@ -206,16 +206,16 @@ def _check_expression(values: np.ndarray, *, counts: bool) -> None:
         raise ValueError(
             f"X holds negative values (down to {values.min():.3g}): log expression is wanted, not scaled."
         )
-    if len(values) and values.max() > MOST and not counts:
-        raise ValueError(
-            f"X goes up to {values.max():.4g}, far above log expression: take log1p of normalised values first, or "
-            "give counts with --counts."
-        )
     whole = bool(len(values)) and bool((values == np.rint(values)).all())
     if whole and not counts:
         raise ValueError(
             f"X holds whole numbers only (up to {values.max():.0f}): raw counts, where log expression is expected. "
             "Add --counts to normalise them (counts=True)."
+        )
+    if len(values) and values.max() > MOST and not counts:
+        raise ValueError(
+            f"X goes up to {values.max():.4g}, far above log expression: take log1p of normalised values first, or "
+            "give counts with --counts."
         )
     if counts and not whole:
         raise ValueError("`counts=True`, but X holds numbers that are no counts; it may be log expression already.")
