@@ -194,6 +194,8 @@ def check_report(
     Args:
         names: vector sets and controls; for the rest see [`report_interactions`].
     """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"`seed={seed}` must be at least 0 and under 2**32.")
     if colour_by is not None and not _named(gene_sets, colour_by).any():
         raise ValueError(
             f"`colour_by={colour_by!r}` is neither the id nor the name of one of {len(gene_sets)} gene sets."

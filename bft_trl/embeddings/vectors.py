@@ -82,7 +82,8 @@ def embed_by_model(
     if batch_size < 1 or max_tokens < 1:
         raise ValueError(f"`batch_size={batch_size}` and `max_tokens={max_tokens}` must be 1 or more.")
     table = read_profiles(profiles)
-    made_by = {"encoder": "self", **fingerprint(run), "max_tokens": max_tokens}
+    made_by: dict[str, Any] = {"encoder": "self", **fingerprint(run), "max_tokens": max_tokens}
+    made_by["quantization"] = run.quantization and dict(run.quantization)  # another base gives other vectors
     if _already_made(out, made_by, profiles):
         return read_manifest(out)
     tokenizer = load_tokenizer(run)
