@@ -2,13 +2,16 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint profile bench clean
+.PHONY: demo test test-long lint profile bench clean
 
 demo: $(INSTALLED)  ## train SmolLM2 with BFT on the shipped gene sets (about ten minutes on two cores)
 	$(VENV)/bin/python examples/train.py
 
 test: $(INSTALLED)  ## all tests: offline, on the CPU
 	$(VENV)/bin/python -m pytest
+
+test-long: $(INSTALLED)  ## kills at random moments, fuzzing, 10,000 examples of each property (hours on two cores)
+	$(VENV)/bin/python -m pytest -m "long or property" --hypothesis-profile long
 
 lint: $(INSTALLED)  ## style and types
 	$(VENV)/bin/ruff check .

@@ -1,7 +1,7 @@
 import pytest
 import reference
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bft_trl.weighting import (
@@ -111,7 +111,7 @@ def test_values_and_gradients_equal_the_loop_twin(rule, group_size):
     torch.testing.assert_close(gradient, expected_gradient.to(gradient), rtol=1e-4, atol=1e-7)
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.property
 @given(
     samples=st.lists(st.lists(st.floats(-18, 0, width=32), min_size=1, max_size=23), min_size=1, max_size=7),
     group_size=st.integers(1, 30),
