@@ -25,6 +25,7 @@ from transformers import BitsAndBytesConfig
 from bft_trl import BFTConfig, BFTTrainer
 from bft_trl.demo_model import demo_model
 from bft_trl.metrics import no_samples
+from bft_trl.trainer import _Targets
 
 SHAPES = ((4, 256), (1, 1024))  # batch x tokens, a quarter of them supervised
 REPEATS = 3
@@ -83,7 +84,7 @@ def measure(folder: str, version: str, batch: int, length: int) -> dict[str, Any
     )
     trainer.train()  # prepares model and optimizer, and leaves a step's sums open for the figures
     trainer.model.train()
-    trainer._step_sums.append(no_samples())
+    trainer._step_sums.append(no_samples(1, 1))
     inputs = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
     step = seconds(lambda: trainer.training_step(trainer.model_wrapped, dict(inputs), batch), REPEATS)
 
@@ -92,7 +93,7 @@ def measure(folder: str, version: str, batch: int, length: int) -> dict[str, Any
     fused = SimpleNamespace(log_probs=log_probs, label_mask=mask)
 
     def ours() -> None:
-        trainer._reduce(fused, None, torch.zeros(()), batch).backward()
+        trainer._reduce(fused, _Targets(ids.to(mask.device), None, None), torch.zeros(()), batch).backward()
 
     added = seconds(ours, 50)
     with LargestTensor() as largest:

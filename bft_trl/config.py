@@ -27,7 +27,8 @@ class BFTConfig(SFTConfig):
 
     It inherits every parameter from `trl.SFTConfig` and adds the choice of objective. Checkpoints of one run are
     chosen by the unweighted `eval_nll`, lower is better; compare *objectives* by task scores, since nll favours SFT by
-    construction. All options below but `lm_head_backend` act under `loss_type="bft"` only. Their meaning, defaults and
+    construction. The options from `bft_version` to
+    `min_token_weight` act under `loss_type="bft"` only. Their meaning, defaults and
     choices are in the fields' help texts (`python examples/train.py --help`).
     """
 
@@ -73,6 +74,27 @@ class BFTConfig(SFTConfig):
             "in the forward pass (faster, the same up to rounding, for a head that is not trained), 'trl' is TRL's "
             "fused head, 'auto' takes 'frozen' where it holds.",
             "choices": ["auto", "frozen", "trl"],
+        },
+    )
+
+    weight_column: str | None = field(
+        default="weight",
+        metadata={
+            "help": "Column of the training data, where there is one of this name, that multiplies into the sample "
+            "weight of 'bft'; 0 drops the row, under every objective."
+        },
+    )
+    group_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of few values, such as the source: nll, sample weight and group confidence are logged for "
+            "each value beside the figures over all."
+        },
+    )
+    record_samples: bool = field(
+        default=True,
+        metadata={
+            "help": "Write what training sees of each sample to `output_dir`/samples, for `bft-trl hard-samples`."
         },
     )
 

@@ -1,5 +1,7 @@
 """The logged figures of a step or an evaluation set, from sums: exact whatever the batch size."""
 
+from collections.abc import Sequence
+
 import torch
 
 from bft_trl.weighting import SupervisedTokens, Weights
@@ -18,26 +20,29 @@ SUMS = (
 )
 
 
-def no_samples(rows: int = 1) -> torch.Tensor:
-    """(rows, len(SUMS) + 1) sums of nothing, in float64 on the CPU: MPS has no float64, and there they are read."""
-    sums = torch.zeros(rows, len(SUMS) + 1, dtype=torch.float64)
-    sums[:, -1] = torch.inf
+# What is logged for each group, beside the figures over all.
+GROUP_FIGURES = ("nll", "sample_weight", "group_confidence")
+
+
+def no_samples(*shape: int) -> torch.Tensor:
+    """(*shape, len(SUMS) + 1) sums of nothing, in float64 on the CPU: MPS has no float64, and there they are read."""
+    sums = torch.zeros(*(shape or (1,)), len(SUMS) + 1, dtype=torch.float64)
+    sums[..., -1] = torch.inf
     return sums
 
 
-def sums_by_row(tokens: SupervisedTokens, weights: Weights, *, rows: int, mean_over_samples: bool) -> torch.Tensor:
-    """The sums over the samples that stand in each row of a batch.
+def sums_by_sample(tokens: SupervisedTokens, weights: Weights, *, mean_over_samples: bool) -> torch.Tensor:
+    """What each sample adds to the sums.
 
     Args:
         tokens, weights: of the batch.
-        rows: rows of the batch.
         mean_over_samples: whether the objective is a mean over samples (bft) or over tokens (nll, dft).
 
     Returns:
-        (rows, len(SUMS) + 1) as [`no_samples`].
+        (B, len(SUMS) + 1), float64 on the CPU.
     """
     tokens = SupervisedTokens(*(part.detach().cpu() for part in tokens))
-    weights = Weights(*(part.cpu() for part in weights))
+    weights = Weights(*(part.detach().cpu() for part in weights))
     nll = -tokens.log_probs.double()
     sample = torch.arange(len(tokens.lengths)).repeat_interleave(tokens.lengths)
 
@@ -56,15 +61,44 @@ def sums_by_row(tokens: SupervisedTokens, weights: Weights, *, rows: int, mean_o
         "group_confidence": weights.group_confidence,
         "windowed": weights.windowed,
     }
-    sums = no_samples(rows)
-    sums[:, :-1].index_add_(0, tokens.row, torch.stack([columns[name].double() for name in SUMS], dim=1))
-    sums[:, -1] = sums[:, -1].scatter_reduce(0, tokens.row, weights.group_confidence.double(), "amin")
-    return sums
+    lowest = columns["group_confidence"]
+    return torch.stack([*(columns[name].double() for name in SUMS), lowest.double()], dim=1)
+
+
+def folded(sums: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
+    """(B, len(SUMS) + 1) sums of samples -> (count, len(SUMS) + 1): those of one index together."""
+    result = no_samples(count)
+    result[:, :-1].index_add_(0, index, sums[:, :-1])
+    result[:, -1] = result[:, -1].scatter_reduce(0, index, sums[:, -1], "amin")
+    return result
+
+
+def sums_by_row(
+    sums: torch.Tensor, row: torch.Tensor, rows: int, group: torch.Tensor | None = None, groups: int = 0
+) -> torch.Tensor:
+    """The sums over the samples in each row of a batch, and over those of each group in it.
+
+    Args:
+        sums: (B, len(SUMS) + 1) of the samples.
+        row: (B,) which row holds them.
+        rows: rows of the batch.
+        group: (B,) which group they belong to, -1 for none.
+        groups: number of groups.
+
+    Returns:
+        (rows, 1 + groups, len(SUMS) + 1): over all samples of the row, then over those of each group.
+    """
+    result = folded(sums, row, rows)[:, None]
+    if group is None or not groups:
+        return torch.cat([result, no_samples(rows, groups)], dim=1)
+    member = group >= 0
+    by_group = folded(sums[member], row[member] * groups + group[member], rows * groups)
+    return torch.cat([result, by_group.unflatten(0, (rows, groups))], dim=1)
 
 
 def pooled(sums: torch.Tensor) -> torch.Tensor:
-    """One row of sums, (1, len(SUMS) + 1), from several."""
-    return torch.cat([sums[:, :-1].sum(0), sums[:, -1:].amin(0)])[None]
+    """(n, ..., len(SUMS) + 1) -> (1, ..., len(SUMS) + 1): one row of sums from several."""
+    return torch.cat([sums[..., :-1].sum(0), sums[..., -1:].amin(0)], dim=-1)[None]
 
 
 def total(sums: torch.Tensor, name: str) -> float:
@@ -93,3 +127,17 @@ def figures(steps: torch.Tensor) -> dict[str, float]:
         "effective_sample_size": (weight**2 / squared.clamp(min=torch.finfo(torch.float64).tiny)).mean().item(),
         "windowed_share": total(steps, "windowed") / samples,
     }
+
+
+def all_figures(steps: torch.Tensor, groups: Sequence[str]) -> dict[str, float]:
+    """[`figures`] over all samples and, as `nll/<group>` and so on, the [`GROUP_FIGURES`] of each group that occurs.
+
+    Args:
+        steps: (steps, 1 + groups, len(SUMS) + 1).
+        groups: their names.
+    """
+    found = figures(steps[:, 0])
+    for position, name in enumerate(groups, start=1):
+        of_group = figures(steps[:, position])
+        found |= {f"{figure}/{name}": of_group[figure] for figure in GROUP_FIGURES if of_group}
+    return found

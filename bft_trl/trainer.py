@@ -2,31 +2,40 @@
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
+from trl import SFTTrainer, pack_dataset
 
 from bft_trl.atomic import write_text
 from bft_trl.checkpoints import check_checkpoint, check_output_dir, check_same_objective, last_complete_checkpoint
 from bft_trl.config import BFTConfig
 from bft_trl.dataset_checks import check_dataset, has_target, no_supervised_token
 from bft_trl.lm_head import frozen_head_obstacle, use_frozen_head
-from bft_trl.metrics import figures, no_samples, pooled, sums_by_row, total
+from bft_trl.metrics import all_figures, no_samples, pooled, sums_by_row, sums_by_sample, total
 from bft_trl.model_card import CARD_NAMES, PAPERS, complete_card, objective_section
+from bft_trl.refusals import (
+    check_arguments,
+    check_parallelism,
+    check_trainable,
+    check_weights,
+    keep_gradients,
+    resolve_best_metric,
+)
+from bft_trl.rows import ROW, DataRows, RowCollator, one_by_token
+from bft_trl.sample_log import SampleLog
 from bft_trl.warner import RunWarner
 from bft_trl.weighting import SupervisedTokens, Weights, bft_weights, supervised_tokens
 
 logger = get_logger(__name__)
-
-# Marks a row through TRL's preparation, so that dropped rows can be named.
-_ROW = "_bft_row"
 
 
 class BFTTrainer(SFTTrainer):
@@ -63,23 +72,15 @@ class BFTTrainer(SFTTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = BFTConfig(f"{name.rstrip('/').split('/')[-1]}-BFT")
-        if not isinstance(args, BFTConfig):
-            raise TypeError(f"`args` must be a `BFTConfig`, got `{type(args).__name__}`: replace the class name.")
-        if kwargs.get("compute_loss_func") is not None:
-            raise ValueError(
-                "`compute_loss_func` replaces the loss that `BFTTrainer` is there for. Remove it, or choose the "
-                "objective with `BFTConfig(loss_type=...)`."
-            )
+        check_arguments(args, kwargs, model)
         check_output_dir(Path(args.output_dir))
         if train_dataset is not None:
             check_dataset(train_dataset, args, kwargs.get("formatting_func"), "train")
-        peft_config = kwargs.get("peft_config") or getattr(model, "active_peft_config", None)
-        if getattr(peft_config, "is_prompt_learning", False) and (args.packing or args.padding_free):
-            raise ValueError(
-                f"`{type(peft_config).__name__}` puts virtual tokens before each row, which breaks the documents of "
-                "packed and padding-free batches. Set `packing=False` and `padding_free=False`, or use LoRA."
-            )
-        _resolve_best_metric(args, eval_dataset)
+        resolve_best_metric(args, eval_dataset)
+        self._rows = self._known_rows(args, train_dataset, data_collator)
+        if self._rows and train_dataset is not None:  # now, so that what is wrong is said before a model is loaded
+            train_dataset = self._rows.mark(train_dataset, "train", training=True)
+            check_weights(self._rows.weight, args.loss_type, args.weight_column)
 
         loss_type = args.loss_type
         self._name = CARD_NAMES[loss_type]
@@ -92,13 +93,9 @@ class BFTTrainer(SFTTrainer):
             args.loss_type = loss_type
 
         self.lm_head_backend = self._choose_lm_head()
-        _keep_gradients(self.model)
-        _check_parallelism(self.accelerator.parallelism_config)
-        if not any(parameter.requires_grad for parameter in self.model.parameters()):
-            raise ValueError(
-                "The model has no trainable parameter, so nothing would be learned. Pass a `peft_config`, load the "
-                "adapter with `PeftModel.from_pretrained(..., is_trainable=True)`, or unfreeze some parameters."
-            )
+        keep_gradients(self.model)
+        check_parallelism(self.accelerator.parallelism_config)
+        check_trainable(self.model)
         streamed = isinstance(self.eval_dataset, IterableDataset)
         if self.accelerator.num_processes > 1 and eval_dataset is not None and (self.padding_free or streamed):
             logger.warning(
@@ -108,9 +105,35 @@ class BFTTrainer(SFTTrainer):
         if loss_type == "bft":
             # Our loss is divided by the samples of the whole step, so `Trainer` must not divide it again.
             self.loss_is_scaled_for_ga = True
-        self._step_sums: list[torch.Tensor] = []  # a row of sums for each step since the last log
-        self._eval_sums: list[torch.Tensor] = []  # a row of sums for each evaluation batch
+        self._step_sums: list[torch.Tensor] = []  # the sums of each step since the last log, (1, 1 + groups, sums)
+        self._eval_sums: list[torch.Tensor] = []  # those of each evaluation batch
+        self._step_rows: list[int] = []  # the rows of this rank's part of the step
         self._warner = RunWarner(args)
+        self._sample_log: SampleLog | None = None
+        if self._rows:
+            self.data_collator: Any = RowCollator(self.data_collator)
+            if args.record_samples:
+                self._sample_log = SampleLog(
+                    Path(args.output_dir), self._rows, self._tokenizer, rank=self.accelerator.process_index
+                )
+
+    def _known_rows(self, args: BFTConfig, train_dataset: Any, data_collator: Any) -> DataRows | None:
+        """Where samples can be told apart: a place for what is known of the rows of the data."""
+        obstacle = None
+        if data_collator is not None:
+            obstacle = "a `data_collator` of your own does not carry row numbers"
+        elif train_dataset is not None and not isinstance(train_dataset, Dataset):
+            obstacle = "the rows of a streamed dataset have no numbers"
+        if obstacle is None:
+            return DataRows(group_column=args.group_column, weight_column=args.weight_column)
+        columns = getattr(train_dataset, "column_names", None) or []
+        for option in ("group_column", "weight_column"):
+            column = getattr(args, option)
+            if column is not None and (column in columns or option == "group_column"):
+                raise ValueError(f"`{option}={column!r}` cannot be honoured: {obstacle}. Set `{option}=None`.")
+        if args.record_samples and train_dataset is not None:
+            logger.warning("Samples are not recorded (`record_samples=True`): %s.", obstacle)
+        return None
 
     def _choose_lm_head(self) -> str:
         """Puts the frozen LM head into the model where `lm_head_backend` asks for it and it holds."""
@@ -142,13 +165,14 @@ class BFTTrainer(SFTTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         # Called once per optimizer step. Under "bft" the items of a step are its samples, not its tokens.
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._step_rows = []
         if self.args.loss_type == "bft":  # also for a rank without batches: the others wait for its count
             self._leave_out_repeated_rows(batches)
             count = sum(_count_samples(batch) for batch in batches)
             num_items = self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
         if self.args.logging_strategy == "no":
             self._step_sums.clear()  # nobody will ever collect them
-        self._step_sums.append(no_samples())
+        self._step_sums.append(no_samples(1, 1 + len(self._groups)))
         return batches, num_items
 
     def _leave_out_repeated_rows(self, batches: list[dict[str, Any]]) -> None:
@@ -172,20 +196,32 @@ class BFTTrainer(SFTTrainer):
         `num_items_in_batch` is the number of samples in the step under "bft", None for the samples of this batch
         alone, and TRL's number of tokens under "nll" and "dft".
         """
+        inputs = dict(inputs)
+        row_numbers = inputs.pop(ROW, None)
         forward = _RecordingForward(model, self.lm_head_backend)
         # TRL's own loss and metrics, from the one forward whose per-token output we record and reduce ourselves.
         result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
         loss, outputs = result if return_outputs else (result, None)
-        loss = self._reduce(forward.fused_output, _target_documents(inputs), loss, num_items_in_batch)
+        batch = _Targets(inputs["input_ids"], _target_documents(inputs), row_numbers)
+        loss = self._reduce(forward.fused_output, batch, loss, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _reduce(
-        self, fused: Any, documents: torch.Tensor | None, trl_loss: torch.Tensor, num_items: torch.Tensor | int | None
+        self, fused: Any, batch: "_Targets", trl_loss: torch.Tensor, num_items: torch.Tensor | int | None
     ) -> torch.Tensor:
         """All that BFT adds to a step: weights, reduction and figures, from the (B, S-1) log-probabilities."""
-        tokens = supervised_tokens(fused.log_probs, fused.label_mask, documents)
+        tokens = supervised_tokens(fused.log_probs, fused.label_mask, batch.documents)
+        rows = batch.rows_of(tokens, fused.label_mask)
         weights = self._weights(tokens)
-        self._record(tokens, weights, rows=len(fused.label_mask))
+        if rows is not None and self._rows and self.model.training:
+            weights = weights._replace(sample=weights.sample * self._rows.weights_of(rows))
+        self._record(
+            tokens,
+            weights,
+            rows,
+            batch.supervised(batch.input_ids, fused.label_mask),
+            batch_rows=len(fused.label_mask),
+        )
         if self.args.loss_type != "bft":
             return trl_loss
         samples = len(tokens.lengths) if num_items is None else num_items
@@ -220,16 +256,78 @@ class BFTTrainer(SFTTrainer):
 
     # --- the metrics -------------------------------------------------------------------------------------------------
 
+    @property
+    def _groups(self) -> list[str]:
+        return self._rows.groups if self._rows else []
+
     @torch.no_grad()
-    def _record(self, tokens: SupervisedTokens, weights: Weights, rows: int) -> None:
-        sums = sums_by_row(tokens, weights, rows=rows, mean_over_samples=self.args.loss_type == "bft")
+    def _record(
+        self,
+        tokens: SupervisedTokens,
+        weights: Weights,
+        rows: torch.Tensor | None,
+        targets: torch.Tensor,
+        *,
+        batch_rows: int,
+    ) -> None:
+        """Figures, the record of samples, and the end of a run whose loss is not finite.
+
+        `rows` (B,) are the numbers of the samples' rows, `targets` (N,) the token ids.
+        """
+        sums = sums_by_sample(tokens, weights, mean_over_samples=self.args.loss_type == "bft")
+        rows = rows.cpu() if rows is not None else None
+        self._check_finite(sums, rows)
+        groups = self._rows.groups_of(rows) if rows is not None and self._groups and self._rows else None
+        by_row = sums_by_row(sums, tokens.row.cpu(), batch_rows, groups, len(self._groups))
         if not self.model.training:
             if self.accelerator.num_processes > 1:
                 # By row, so that the rows are left out that a sampler repeats to give every rank the same number.
-                sums = self.accelerator.gather_for_metrics(sums.to(self.accelerator.device)).cpu()
-            self._eval_sums.append(pooled(sums))
+                by_row = self.accelerator.gather_for_metrics(by_row.to(self.accelerator.device)).cpu()
+            self._eval_sums.append(pooled(by_row))
         elif self._step_sums:
-            self._step_sums[-1] = pooled(torch.cat([self._step_sums[-1], sums]))
+            self._step_sums[-1] = pooled(torch.cat([self._step_sums[-1], by_row]))
+            if rows is not None:
+                self._step_rows += rows.tolist()
+                if self._sample_log:
+                    self._sample_log.add(
+                        rows,
+                        sums,
+                        weights.weakest.cpu(),
+                        targets.cpu(),
+                        epoch=int(self.state.epoch or 0),
+                        step=self.state.global_step + 1,
+                    )
+
+    def _check_finite(self, sums: torch.Tensor, rows: torch.Tensor | None) -> None:
+        """A loss that is NaN or infinite ends the training before the step; in an evaluation it is said."""
+        broken = (~sums[:, :-1].isfinite()).any(1).nonzero().squeeze(1)
+        if not len(broken):
+            return
+        where = f"step {self.state.global_step + 1}" if self.model.training else "the evaluation"
+        named = self._rows.named(rows[broken].tolist()) if rows is not None and self._rows else "not known here"
+        message = f"The loss is not finite in {where}, for {len(broken)} samples (id: {named})"
+        if not self.model.training:
+            logger.warning("%s.", message)
+            return
+        raise FloatingPointError(
+            f"{message}. The step was not taken. Look at these samples and at the learning rate, then resume from the "
+            "last checkpoint (`resume_from_checkpoint=True`) without the samples (weight 0) or with a lower "
+            "`learning_rate`."
+        )
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if grad_norm is not None and not math.isfinite(grad_norm):
+            named = self._rows.named(self._step_rows) if self._rows and self._step_rows else "not known here"
+            message = f"The gradient is not finite at step {self.state.global_step + 1} (samples of the step: {named})"
+            if self.accelerator.scaler is None:
+                raise FloatingPointError(
+                    f"{message}. The step was not taken. Lower `learning_rate`, set `max_grad_norm`, or look at the "
+                    "samples, then resume from the last checkpoint (`resume_from_checkpoint=True`)."
+                )
+            # float16: the loss scale was too large; the scaler skips this step by itself and lowers the scale.
+            logger.warning("%s; float16's loss scaling skips it.", message)
+        return grad_norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._step_sums and "loss" in logs:
@@ -238,8 +336,8 @@ class BFTTrainer(SFTTrainer):
             if self.accelerator.num_processes > 1:
                 ranks = self.accelerator.gather(steps[None].to(self.accelerator.device)).cpu()
                 steps = torch.cat([pooled(ranks[:, step]) for step in range(len(steps))])
-            logs.update(figures(steps))
-            for message in self._warner.messages(logs, steps, self.state):
+            logs.update(all_figures(steps, self._groups))
+            for message in self._warner.messages(logs, steps[:, 0], self.state):
                 logger.warning(message)
         super().log(logs, start_time)
 
@@ -247,15 +345,15 @@ class BFTTrainer(SFTTrainer):
         prefix = kwargs.get("metric_key_prefix", args[2] if len(args) > 2 else "eval")
         self._eval_sums = []
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
-        sums = pooled(torch.cat([no_samples(), *self._eval_sums]))
+        sums = pooled(torch.cat([no_samples(1, 1 + len(self._groups)), *self._eval_sums]))
         self._eval_sums = []
-        found = figures(sums)
+        found = all_figures(sums, self._groups)
         output.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
         # `Trainer` averages batch losses; the mean over the evaluation set does not depend on the batch size.
         # (With a mixture of experts it stays TRL's, which holds the auxiliary loss of each batch.)
         if found and not self.aux_loss_enabled:
             unit = "samples" if self.args.loss_type == "bft" else "tokens"
-            output.metrics[f"{prefix}_loss"] = total(sums, "objective") / total(sums, unit)
+            output.metrics[f"{prefix}_loss"] = total(sums[:, 0], "objective") / total(sums[:, 0], unit)
         return output
 
     # --- the data ----------------------------------------------------------------------------------------------------
@@ -278,8 +376,10 @@ class BFTTrainer(SFTTrainer):
             if next(iter(stream), None) is None:
                 raise ValueError(no_supervised_token(dataset_name, args))
             return stream
-        ids = dataset["id"] if "id" in dataset.column_names else range(len(dataset))
-        dataset = dataset.add_column(_ROW, list(range(len(dataset))))
+        rows = self._rows or DataRows()  # the latter only to name what is dropped
+        if ROW not in dataset.column_names:
+            dataset = rows.mark(dataset, dataset_name, training=False)
+        before = dataset[ROW]
         first_args = args
         if packing:
             # Packing comes in a second pass. It shuffles and, where it splits long documents, needs them whole.
@@ -291,21 +391,36 @@ class BFTTrainer(SFTTrainer):
             ._prepare_dataset(dataset, processing_class, first_args, False, formatting_func, dataset_name)
             .filter(has_target, input_columns="labels", desc=f"Checking {dataset_name} dataset for supervised tokens")
         )
-        kept = {int(row) for row in dataset[_ROW]}
-        dropped = [ids[row] for row in range(len(ids)) if row not in kept]
+        kept = {int(row) for row in dataset[ROW]}
+        dropped = [int(row) for row in before if int(row) not in kept]
         if not kept:
             raise ValueError(no_supervised_token(dataset_name, args))
         if dropped:
-            named = ", ".join(str(name) for name in dropped[:10]) + (", ..." if len(dropped) > 10 else "")
             logger.warning(
                 "Dropped %d of %d rows of the %s dataset: they have no supervised token, as happens when "
                 "`max_length=%s` cuts the whole answer off (%s).",
-                *(len(dropped), len(ids), dataset_name, args.max_length, named),
+                *(len(dropped), len(before), dataset_name, args.max_length, rows.named(dropped)),
             )
-        dataset = dataset.remove_columns(_ROW)
-        if packing:
-            dataset = super()._prepare_dataset(dataset, processing_class, args, True, None, dataset_name)
-        return dataset
+        if not self._rows:
+            dataset = dataset.remove_columns(ROW)
+        return self._packed(dataset, args, dataset_name) if packing else dataset
+
+    def _packed(self, dataset: Dataset, args: BFTConfig, name: str) -> Dataset:
+        """As the end of TRL's preparation, which would leave the row numbers behind."""
+        columns = ["input_ids", "labels"]
+        if ROW in dataset.column_names:
+            dataset, columns = one_by_token(dataset), [*columns, ROW]
+        dataset = dataset.select_columns(columns)
+        shuffle = (lambda rows: rows.shuffle(seed=args.seed)) if args.shuffle_dataset else lambda rows: rows
+        packed = pack_dataset(
+            shuffle(dataset), args.max_length, args.packing_strategy, {"desc": f"Packing {name} dataset"}
+        )
+        return shuffle(packed)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if ROW not in self._signature_columns:
+            self._signature_columns.append(ROW)
 
     # --- checkpoints and the model card ------------------------------------------------------------------------------
 
@@ -327,9 +442,22 @@ class BFTTrainer(SFTTrainer):
             )
         if resume_from_checkpoint:
             check_same_objective(Path(resume_from_checkpoint), self.args.objective())
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        if self._sample_log is None:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        step = 0
+        if resume_from_checkpoint:
+            step = TrainerState.load_from_json(str(Path(resume_from_checkpoint, "trainer_state.json"))).global_step
+        self._sample_log.begin(step, main=self.args.should_save)
+        self.accelerator.wait_for_everyone()
+        self._sample_log.number_parts()
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        finally:
+            self._sample_log.flush()  # also what was seen before the run broke off
 
     def _save_checkpoint(self, model: PreTrainedModel, trial: Any) -> None:
+        if self._sample_log:
+            self._sample_log.flush()  # first: what lies behind a complete checkpoint is never seen again
         if self.args.should_save:
             # A checkpoint is complete once it has its trainer_state.json, which is written last. Overwriting an older
             # run's folder must not leave that run's file beside half of our weights.
@@ -371,6 +499,25 @@ class _RecordingForward:
         return self.fused_output
 
 
+class _Targets(NamedTuple):
+    """What is known of a batch beside its log-probabilities."""
+
+    input_ids: torch.Tensor  # (B, S)
+    documents: torch.Tensor | None  # (B, S-1)
+    row_numbers: torch.Tensor | None  # (B, S), of the data
+
+    def rows_of(self, tokens: SupervisedTokens, mask: torch.Tensor) -> torch.Tensor | None:
+        """(samples,) the row of each sample."""
+        if self.row_numbers is None:
+            return None
+        return self.supervised(self.row_numbers, mask)[tokens.lengths.cumsum(0) - tokens.lengths]
+
+    def supervised(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(B, S) -> (N,) at the supervised tokens; prompt learning puts virtual tokens before each row of the mask."""
+        missing = mask.shape[1] - values.shape[1]
+        return torch.nn.functional.pad(values, (missing, 0))[mask]  # a negative padding cuts: the first has no target
+
+
 def _target_documents(inputs: dict[str, Any]) -> torch.Tensor | None:
     """(B, S-1) index of the document of each target token, or None where every row is one document."""
     if inputs.get("seq_idx") is not None:
@@ -383,40 +530,3 @@ def _target_documents(inputs: dict[str, Any]) -> torch.Tensor | None:
 def _count_samples(batch: dict[str, Any]) -> int:
     mask = batch["labels"][:, 1:] != -100
     return len(supervised_tokens(mask, mask, _target_documents(batch)).lengths)
-
-
-def _keep_gradients(model: torch.nn.Module) -> None:
-    """Keeps bitsandbytes from repacking 4-bit weights in an evaluation on a CPU with AVX512-BF16.
-
-    The kernel for repacked weights (0.50) passes no gradient to its input: after the first evaluation all layers below
-    would silently stop to learn.
-    """
-    for name, module in model.named_modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):
-            module.support_avx512bf16_for_cpu = False
-        if getattr(getattr(getattr(module, "weight", None), "quant_state", None), "packing_format_for_cpu", False):
-            raise ValueError(
-                f"`model`: the 4-bit weights of {name} have been used for inference on this CPU, and bitsandbytes has "
-                "repacked them so that no gradient passes. Load the model anew before training."
-            )
-
-
-def _check_parallelism(config: Any) -> None:
-    if config is not None and (config.sp_enabled or config.cp_enabled or config.tp_enabled):
-        raise ValueError(
-            "Sequence, context and tensor parallelism are not supported: a sample's confidence window needs all its "
-            "tokens on one rank. Use data parallelism (DDP, FSDP or ZeRO) instead of `parallelism_config`."
-        )
-
-
-def _resolve_best_metric(args: BFTConfig, eval_dataset: Any) -> None:
-    """With several evaluation sets there is no `eval_nll`, only one per set: ask for a choice at once."""
-    if not isinstance(eval_dataset, dict) or args.metric_for_best_model not in ("nll", "eval_nll"):
-        return
-    names = [f"eval_{name}_nll" for name in eval_dataset]
-    if args.load_best_model_at_end or args.save_strategy == "best":
-        raise ValueError(
-            f"`metric_for_best_model='{args.metric_for_best_model}'` does not exist with several evaluation sets: "
-            f"choose one of {names}."
-        )
-    args.metric_for_best_model = None

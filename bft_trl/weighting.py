@@ -35,6 +35,7 @@ class Weights(NamedTuple):
     sample: torch.Tensor  # (B,) in [0, 1]
     group_confidence: torch.Tensor  # (B,) in [0, 1], the minimum group confidence of each sample
     windowed: torch.Tensor  # (B,) bool, whether the sample is long enough for the window to act
+    weakest: torch.Tensor  # (B, 2) the first window of that confidence, [first, end) in the sample's supervised tokens
 
 
 def supervised_tokens(
@@ -90,18 +91,7 @@ def minimum_group_confidence(
     Returns:
         (B,) in [0, 1].
     """
-    first, end = _sample_bounds(lengths)
-    position = torch.arange(len(log_probs), device=log_probs.device)
-    # Windows that would leave the sample are moved back inside: full windows only, the last ones counted repeatedly.
-    left = torch.maximum(torch.minimum(position, end - group_size), first)
-    right = torch.minimum(left + group_size, end)
-    if mean == "geometric":
-        confidence = window_means(log_probs, left, right).exp()
-    elif mean == "arithmetic":
-        confidence = window_means(log_probs.exp(), left, right).clamp(min=0)
-    else:
-        raise ValueError(f"`mean={mean!r}` is not known: choose 'geometric' or 'arithmetic'.")
-    return _minimum_per_sample(confidence, lengths)
+    return _minimum_per_sample(_full_windows(log_probs, lengths, group_size=group_size, mean=mean)[0], lengths)
 
 
 def local_confidence(log_probs: torch.Tensor, lengths: torch.Tensor, *, group_size: int) -> torch.Tensor:
@@ -116,12 +106,7 @@ def local_confidence(log_probs: torch.Tensor, lengths: torch.Tensor, *, group_si
     Returns:
         (N,) in [0, 1].
     """
-    first, end = _sample_bounds(lengths)
-    position = torch.arange(len(log_probs), device=log_probs.device)
-    left = torch.maximum(position - group_size // 2, first)
-    right = torch.minimum(position + (group_size + 1) // 2, end)
-    # A running sum may leave -1e-12 where every c is 0.
-    return window_means(log_probs.exp(), left, right).clamp(min=0)
+    return _centred_windows(log_probs, lengths, group_size=group_size)[0]
 
 
 @torch.no_grad()
@@ -153,18 +138,60 @@ def bft_weights(
     log_probs = log_probs.detach().to(torch.promote_types(log_probs.dtype, torch.float32)).clamp(max=0)
     probs = log_probs.exp()
     if version == "v1":
-        confidence = minimum_group_confidence(log_probs, lengths, group_size=group_size, mean=confidence_mean)
+        windows = _full_windows(log_probs, lengths, group_size=group_size, mean=confidence_mean)
+        confidence = _minimum_per_sample(windows[0], lengths)
         token, sample = probs, 1 - confidence**confidence_gamma
         windowed = lengths > group_size
     elif version == "v3":
-        local = local_confidence(log_probs, lengths, group_size=group_size)
+        windows = _centred_windows(log_probs, lengths, group_size=group_size)
+        local = windows[0]
         confidence = _minimum_per_sample(local, lengths)
         token, sample = (probs / (local + V3_EPSILON)).clamp(0, 1), 1 - confidence
         # The first token's window ends after (g + 1) // 2 tokens: from there on some window is not the whole sample.
         windowed = lengths > (group_size + 1) // 2
     else:
         raise ValueError(f"`version={version!r}` is not known: choose 'v1' or 'v3'.")
-    return Weights(token.clamp(min=min_token_weight), sample.clamp(0, 1), confidence, windowed)
+    weakest = _first_window(windows, confidence, lengths)
+    return Weights(token.clamp(min=min_token_weight), sample.clamp(0, 1), confidence, windowed, weakest)
+
+
+# The confidence of the window of each token, and its bounds in the row: three (N,) tensors.
+_Windows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _full_windows(log_probs: torch.Tensor, lengths: torch.Tensor, *, group_size: int, mean: str) -> _Windows:
+    """The v1 windows: `group_size` tokens from each one on."""
+    first, end = _sample_bounds(lengths)
+    position = torch.arange(len(log_probs), device=log_probs.device)
+    # Windows that would leave the sample are moved back inside: full windows only, the last ones counted repeatedly.
+    left = torch.maximum(torch.minimum(position, end - group_size), first)
+    right = torch.minimum(left + group_size, end)
+    if mean == "geometric":
+        return window_means(log_probs, left, right).exp(), left, right
+    if mean == "arithmetic":
+        return window_means(log_probs.exp(), left, right).clamp(min=0), left, right
+    raise ValueError(f"`mean={mean!r}` is not known: choose 'geometric' or 'arithmetic'.")
+
+
+def _centred_windows(log_probs: torch.Tensor, lengths: torch.Tensor, *, group_size: int) -> _Windows:
+    """The v3 windows: `group_size` tokens centred on each one."""
+    first, end = _sample_bounds(lengths)
+    position = torch.arange(len(log_probs), device=log_probs.device)
+    left = torch.maximum(position - group_size // 2, first)
+    right = torch.minimum(position + (group_size + 1) // 2, end)
+    # A running sum may leave -1e-12 where every c is 0.
+    return window_means(log_probs.exp(), left, right).clamp(min=0), left, right
+
+
+def _first_window(windows: _Windows, minimum: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """(B, 2) bounds, from the sample's start, of its first window whose confidence is the minimum."""
+    values, left, right = windows
+    position = torch.arange(len(values), device=values.device)
+    # Of a NaN none is equal: then it is the last window, and the loss is what the user hears of.
+    found = torch.where(values == minimum.repeat_interleave(lengths), position, len(values) - 1)
+    at = _minimum_per_sample(found, lengths)
+    start = lengths.cumsum(0) - lengths
+    return torch.stack([left[at] - start, right[at] - start], dim=1).clamp(min=0)
 
 
 def _sample_bounds(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,4 +203,4 @@ def _sample_bounds(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _minimum_per_sample(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """(N,) -> (B,)"""
     sample = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-    return values.new_full((len(lengths),), torch.inf).scatter_reduce(0, sample, values, "amin")
+    return values.new_zeros(len(lengths)).scatter_reduce(0, sample, values, "amin", include_self=False)

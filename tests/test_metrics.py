@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bft_trl.metrics import SUMS, figures, no_samples, pooled, sums_by_row, total
+from bft_trl.metrics import SUMS, all_figures, figures, no_samples, pooled, sums_by_row, sums_by_sample, total
 from bft_trl.weighting import SupervisedTokens, Weights
 
 # Row 0 holds samples of 2 and 1 tokens, row 2 one of 1 token, row 1 none.
@@ -11,12 +11,17 @@ WEIGHTS = Weights(
     sample=torch.tensor([1.0, 0.5, 0.25]),
     group_confidence=torch.tensor([0.3, 0.2, 0.6]),
     windowed=torch.tensor([True, False, False]),
+    weakest=torch.tensor([[0, 1], [0, 1], [0, 1]]),
 )
+
+
+def by_row(weights=WEIGHTS, *, mean_over_samples=True):
+    return sums_by_row(sums_by_sample(TOKENS, weights, mean_over_samples=mean_over_samples), TOKENS.row, 3)[:, 0]
 
 
 def test_sums_by_hand():
     """Weighted nll per sample: 0.5 + 0.3 = 0.8, 0.4, 4. Means over samples: 1 * 0.8 / 2 + 0.5 * 0.4 = 0.6, and 1."""
-    sums = sums_by_row(TOKENS, WEIGHTS, rows=3, mean_over_samples=True)
+    sums = by_row()
     row = dict(zip([*SUMS, "lowest"], sums[0].tolist(), strict=True))
     assert row == pytest.approx(
         {
@@ -34,13 +39,13 @@ def test_sums_by_hand():
     )
     assert torch.equal(sums[1:2], no_samples())
     assert total(sums, "objective") == pytest.approx(1.6)
-    by_token = sums_by_row(TOKENS, WEIGHTS, rows=3, mean_over_samples=False)
+    by_token = by_row(mean_over_samples=False)
     assert total(by_token, "objective") == pytest.approx(5.2)
 
 
 def test_figures_by_hand():
     """Over both rows as one step: 10 nats in 4 tokens; (1.75)^2 / 1.3125 = 7/3 effective samples."""
-    step = pooled(sums_by_row(TOKENS, WEIGHTS, rows=3, mean_over_samples=True))
+    step = pooled(by_row())
     assert figures(step) == pytest.approx(
         {
             "nll": 2.5,
@@ -59,4 +64,16 @@ def test_figures_by_hand():
 
 def test_all_weights_zero():
     weights = WEIGHTS._replace(sample=torch.zeros(3))
-    assert figures(pooled(sums_by_row(TOKENS, weights, rows=3, mean_over_samples=True)))["effective_sample_size"] == 0
+    assert figures(pooled(by_row(weights)))["effective_sample_size"] == 0
+
+
+def test_groups_by_hand():
+    """Samples 0 and 2 are of group "b", 1 of none: "b" has 8 nats in 3 tokens, (1 + 0.25) / 2, (0.3 + 0.6) / 2."""
+    sums = sums_by_sample(TOKENS, WEIGHTS, mean_over_samples=True)
+    steps = sums_by_row(sums, TOKENS.row, 3, torch.tensor([1, -1, 1]), 2)
+    assert steps.shape == (3, 3, len(SUMS) + 1)
+    found = all_figures(pooled(steps), ["a", "b"])
+    assert {name: value for name, value in found.items() if "/" in name} == pytest.approx(
+        {"nll/b": 8 / 3, "sample_weight/b": 0.625, "group_confidence/b": 0.45}
+    )
+    assert found["nll"] == pytest.approx(2.5)
