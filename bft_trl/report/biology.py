@@ -1,13 +1,12 @@
 """Plots of the biological tasks: ROC and calibration curves, predicted and observed changes, a map of vectors."""
 
 from collections.abc import Collection, Mapping, Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bft_trl.report.forest import plain
+from bft_trl.report.drawing import plain, saved, style
 
 TITLES = {
     "roc": "ROC curves",
@@ -24,7 +23,7 @@ def roc_plot(labels: pd.Series, probabilities: Mapping[str, np.ndarray], vectors
     """ROC curves as "png" or "svg": vector sets in colour, controls in grey."""
     from sklearn.metrics import roc_auc_score, roc_curve
 
-    with _style():
+    with style():
         figure, (axis,) = _panels(1, size=5.2)
         greys = iter(np.linspace(0.35, 0.75, max(1, len(probabilities) - len(vectors))))
         for name, values in probabilities.items():
@@ -36,14 +35,14 @@ def roc_plot(labels: pd.Series, probabilities: Mapping[str, np.ndarray], vectors
         axis.plot([0, 1], [0, 1], color="#444444", linewidth=0.6)
         axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
         axis.legend(frameon=False, fontsize=7, loc="lower right")
-        return _saved(figure, kind)
+        return saved(figure, kind)
 
 
 def calibration_plot(labels: pd.Series, probabilities: Mapping[str, np.ndarray], kind: str) -> bytes:
     """Share of positives in ten groups of equally many pairs, by predicted probability."""
     from sklearn.calibration import calibration_curve
 
-    with _style():
+    with style():
         figure, (axis,) = _panels(1, size=4.6)
         for name, values in probabilities.items():
             share, mean = calibration_curve(labels, values, n_bins=10, strategy="quantile")
@@ -51,19 +50,19 @@ def calibration_plot(labels: pd.Series, probabilities: Mapping[str, np.ndarray],
         axis.plot([0, 1], [0, 1], color="#444444", linewidth=0.6)
         axis.set(xlabel="mean predicted probability", ylabel="share of positives", aspect="equal")
         axis.legend(frameon=False, fontsize=7)
-        return _saved(figure, kind)
+        return saved(figure, kind)
 
 
 def change_plot(observed: np.ndarray, predicted: Mapping[str, np.ndarray], keep: np.ndarray, kind: str) -> bytes:
     """Predicted against observed changes, a panel for each name; one point is a gene under a perturbation."""
-    with _style():
+    with style():
         figure, axes = _panels(len(predicted))
         limit = float(np.abs(observed[keep]).max()) or 1.0
         for axis, (name, values) in zip(axes, predicted.items(), strict=False):
             axis.scatter(observed[keep], values[keep], s=3, alpha=0.3, linewidths=0, rasterized=True)
             axis.plot([-limit, limit], [-limit, limit], color="#444444", linewidth=0.6)
             axis.set(title=plain(name), xlabel="observed", ylabel="predicted")
-        return _saved(figure, kind)
+        return saved(figure, kind)
 
 
 def per_perturbation_plot(scores: pd.Series, names: Sequence[str], kind: str) -> bytes:
@@ -72,7 +71,7 @@ def per_perturbation_plot(scores: pd.Series, names: Sequence[str], kind: str) ->
     Args:
         scores: index (name, perturbation).
     """
-    with _style():
+    with style():
         table = scores.unstack("name")[list(names)].dropna().sort_values(names[0])
         total = len(table)
         table = table.iloc[np.unique(np.linspace(0, total - 1, min(total, _MOST_ROWS)).round().astype(int))]
@@ -92,14 +91,14 @@ def per_perturbation_plot(scores: pd.Series, names: Sequence[str], kind: str) ->
         axis.set_xlabel("Pearson correlation of predicted and observed change")
         axis.grid(axis="y", alpha=0.2)
         axis.legend(frameon=False, fontsize=7)
-        return _saved(figure, kind)
+        return saved(figure, kind)
 
 
 def vector_map(vectors: Mapping[str, Any], members: Collection[str], title: str, kind: str) -> bytes:
     """The first two principal components of each set of vectors; the genes of one gene set in colour."""
     from sklearn.decomposition import PCA
 
-    with _style():
+    with style():
         figure, axes = _panels(len(vectors))
         for axis, (name, found) in zip(axes, vectors.items(), strict=False):
             if min(found.values.shape) < 2:
@@ -112,7 +111,7 @@ def vector_map(vectors: Mapping[str, Any], members: Collection[str], title: str,
             axis.set(title=plain(name), xticks=[], yticks=[])
             axis.legend(frameon=False, fontsize=7)
         figure.suptitle(f"In red: {plain(title)}", fontsize=9)
-        return _saved(figure, kind)
+        return saved(figure, kind)
 
 
 def _panels(count: int, *, size: float = _CELL) -> tuple[Any, list[Any]]:
@@ -125,16 +124,3 @@ def _panels(count: int, *, size: float = _CELL) -> tuple[Any, list[Any]]:
     for axis in axes[count:]:
         axis.set_axis_off()
     return figure, axes
-
-
-def _style() -> Any:
-    import matplotlib
-
-    # Text in an SVG stays text; the same figures give the same file.
-    return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bft_trl", "font.size": 8})
-
-
-def _saved(figure: Any, kind: str) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()

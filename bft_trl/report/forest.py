@@ -1,9 +1,9 @@
 """Forest plot: what each run gains on the baseline, per task and metric, with its interval."""
 
 from collections.abc import Mapping
-from io import BytesIO
 from typing import Any
 
+from bft_trl.report.drawing import plain, saved, style
 from bft_trl.report.statistics import ALPHA
 
 # Kinds of rows beside the runs that have a score on the same documents.
@@ -19,7 +19,6 @@ def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
     Filled: p < .05 after Holm's adjustment. Grey diamonds are floors: their score minus the baseline's, without a
     test.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     panels: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -36,8 +35,7 @@ def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
     columns = 1 if len(panels) < 3 else 2
     lines = -(-len(panels) // columns)
     most = max(len(rows) + len(floors[panel]) for panel, rows in panels.items())
-    # Text in an SVG stays text; the same comparison gives the same file.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bft_trl", "font.size": 9}):
+    with style(9):
         figure = Figure(figsize=(_WIDTH * columns, lines * (most * _ROW + 1.0) + 0.4), layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False).flatten()
         for axis, (panel, rows) in zip(axes, panels.items(), strict=False):
@@ -52,9 +50,7 @@ def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
             "floors, controls.",
             fontsize=8,
         )
-        buffer = BytesIO()
-        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
+        return saved(figure, kind)
 
 
 def _draw(axis: Any, panel: tuple[str, str], rows: list[Mapping[str, Any]], floors: list[Mapping[str, Any]]) -> None:
@@ -83,8 +79,3 @@ def _draw(axis: Any, panel: tuple[str, str], rows: list[Mapping[str, Any]], floo
     axis.set_title(
         f"{task}, {metric}\n(n = {rows[0]['n']}, baseline {rows[0]['baseline_score']:.3g})", fontsize=9, loc="left"
     )
-
-
-def plain(name: str) -> str:
-    """A name that matplotlib does not take for a formula."""
-    return (name if len(name) <= 44 else f"{name[:43]}…").replace("$", r"\$")
