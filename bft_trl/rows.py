@@ -49,7 +49,13 @@ class DataRows:
             for value in (dataset[source] if source in columns else [None] * len(dataset))
         ]
         self.group += groups
-        weights = self._weights(dataset, name) if training and self.weight_column in columns else [1.0] * len(dataset)
+        weights = [1.0] * len(dataset)
+        if training and self.weight_column in columns:
+            weights = self._weights(dataset, name)
+            logger.warning(
+                "Column %r of the %s dataset multiplies into the sample weights; `weight_column=None` ignores it.",
+                *(self.weight_column, name),
+            )
         self.weight += weights
         dataset = formatted.add_column(ROW, list(range(first, len(self.ids))))
         kept = [place for place, weight in enumerate(weights) if weight > 0]

@@ -33,16 +33,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset
 from transformers import TrainerCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from bft_trl import BFTConfig, BFTTrainer, load_gene_sets
 from bft_trl.atomic import write_text
 from bft_trl.checkpoints import check_checkpoint, last_complete_checkpoint
+from bft_trl.data.loading import as_conversations, load_split, load_splits
 from bft_trl.demo_model import INSTALL, demo_model
-from bft_trl.prompts import conversation, parse_process
+from bft_trl.prompts import parse_process
 from bft_trl.report.curves import history_table, plot_history
 
 # QLoRA as in TRL's examples. Without --config these are the defaults; a flag overrides any of them.
@@ -166,52 +166,22 @@ def load_data(script: ExampleArguments, seed: int) -> tuple[Any, Any]:
     if name is None:
         train, test = load_gene_sets("train"), load_gene_sets("eval")
     else:
-        kind = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}.get(Path(name).suffix)
-        if kind and not Path(name).is_file():
-            raise FileNotFoundError(f"`dataset_name={name!r}`: no such file.")
-        if kind and not Path(name).stat().st_size:
-            raise ValueError(f"`dataset_name={name!r}`: the file is empty.")
-        if Path(name).is_file() and not kind:
-            raise ValueError(f"`dataset_name={name!r}`: use a .json, .jsonl, .parquet or .csv file.")
-        options: dict[str, Any] = {"streaming": script.dataset_streaming} | ({"data_files": name} if kind else {})
-        try:
-            splits = load_dataset(*([kind] if kind else [name, script.dataset_config]), **options)
-        except DatasetGenerationError as error:
-            raise ValueError(f"`dataset_name={name!r}` cannot be read: {error.__cause__ or error}") from error
-        if script.dataset_train_split not in splits:
-            raise ValueError(
-                f"`dataset_train_split={script.dataset_train_split!r}` is not in {name!r}; it has {list(splits)}."
-            )
-        train, test = splits[script.dataset_train_split], splits.get(script.dataset_test_split)
+        splits = load_splits(name, config=script.dataset_config, streaming=script.dataset_streaming)
+        train = load_split(splits, script.dataset_train_split, name, argument="dataset_train_split")
+        test = splits.get(script.dataset_test_split)
         if test is None and isinstance(train, Dataset) and len(train) > script.eval_samples:
             held_out = train.train_test_split(test_size=script.eval_samples, seed=seed)
             train, test = held_out["train"], held_out["test"]
     if isinstance(test, Dataset):
         test = test.select(range(min(script.eval_samples, len(test))))
     if script.prompt_column or script.completion_columns:
-        train, test = (as_conversation(rows, script) if rows is not None else None for rows in (train, test))
-    return train, test
-
-
-def as_conversation(rows: Any, script: ExampleArguments) -> Any:
-    """Rows of any question-and-answer table in TRL's conversational form."""
-    columns = [script.prompt_column or "", *(script.completion_columns or [])]
-    missing = [name for name in columns if name not in (rows.column_names or columns)]
-    if missing or len(columns) < 2 or not script.prompt_column:
-        raise ValueError(
-            f"`prompt_column={script.prompt_column!r}` and `completion_columns={script.completion_columns!r}` must "
-            f"both name columns of the data, which has {rows.column_names}."
+        train, test = (
+            as_conversations(rows, prompt_column=script.prompt_column, completion_columns=script.completion_columns)
+            if rows is not None
+            else None
+            for rows in (train, test)
         )
-
-    def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
-        for name in columns:
-            if not isinstance(row[name], str):
-                raise ValueError(
-                    f"Column '{name}' has no text in row {index}: {row[name]!r}. Fill in or drop such rows."
-                )
-        return conversation(row[columns[0]], "\n\n".join(row[name] for name in columns[1:]))
-
-    return rows.map(convert, with_indices=True, remove_columns=rows.column_names)
+    return train, test
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ ALLOWED = {
         "warner",
         "weighting",
     },
+    "data.loading": {"prompts"},
     "data.lines": set(),
     "data.tables": {"atomic", "data.lines"},
     "data.splits": set(),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bft_trl.report.drawing import plain, saved, style
+from bft_trl.report.drawing import plain, plot_style, saved
 
 TITLES = {
     "roc": "ROC curves",
@@ -23,7 +23,7 @@ def roc_plot(labels: pd.Series, probabilities: Mapping[str, np.ndarray], vectors
     """ROC curves as "png" or "svg": vector sets in colour, controls in grey."""
     from sklearn.metrics import roc_auc_score, roc_curve
 
-    with style():
+    with plot_style():
         figure, (axis,) = _panels(1, size=5.2)
         greys = iter(np.linspace(0.35, 0.75, max(1, len(probabilities) - len(vectors))))
         for name, values in probabilities.items():
@@ -42,7 +42,7 @@ def calibration_plot(labels: pd.Series, probabilities: Mapping[str, np.ndarray],
     """Share of positives in ten groups of equally many pairs, by predicted probability."""
     from sklearn.calibration import calibration_curve
 
-    with style():
+    with plot_style():
         figure, (axis,) = _panels(1, size=4.6)
         for name, values in probabilities.items():
             share, mean = calibration_curve(labels, values, n_bins=10, strategy="quantile")
@@ -55,7 +55,7 @@ def calibration_plot(labels: pd.Series, probabilities: Mapping[str, np.ndarray],
 
 def change_plot(observed: np.ndarray, predicted: Mapping[str, np.ndarray], keep: np.ndarray, kind: str) -> bytes:
     """Predicted against observed changes, a panel for each name; one point is a gene under a perturbation."""
-    with style():
+    with plot_style():
         figure, axes = _panels(len(predicted))
         limit = float(np.abs(observed[keep]).max()) or 1.0
         for axis, (name, values) in zip(axes, predicted.items(), strict=False):
@@ -71,7 +71,7 @@ def per_perturbation_plot(scores: pd.Series, names: Sequence[str], kind: str) ->
     Args:
         scores: index (name, perturbation).
     """
-    with style():
+    with plot_style():
         table = scores.unstack("name")[list(names)].dropna().sort_values(names[0])
         total = len(table)
         table = table.iloc[np.unique(np.linspace(0, total - 1, min(total, _MOST_ROWS)).round().astype(int))]
@@ -98,7 +98,7 @@ def vector_map(vectors: Mapping[str, Any], members: Collection[str], title: str,
     """The first two principal components of each set of vectors; the genes of one gene set in colour."""
     from sklearn.decomposition import PCA
 
-    with style():
+    with plot_style():
         figure, axes = _panels(len(vectors))
         for axis, (name, found) in zip(axes, vectors.items(), strict=False):
             if min(found.values.shape) < 2:

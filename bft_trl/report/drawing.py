@@ -4,7 +4,7 @@ from io import BytesIO
 from typing import Any
 
 
-def style(size: int = 8) -> Any:
+def plot_style(size: int = 8) -> Any:
     """A context for drawing: text in an SVG stays text, and ids in it do not depend on chance."""
     import matplotlib
 

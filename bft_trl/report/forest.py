@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bft_trl.report.drawing import plain, saved, style
+from bft_trl.report.drawing import plain, plot_style, saved
 from bft_trl.report.statistics import ALPHA
 
 # Kinds of rows beside the runs that have a score on the same documents.
@@ -35,7 +35,7 @@ def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
     columns = 1 if len(panels) < 3 else 2
     lines = -(-len(panels) // columns)
     most = max(len(rows) + len(floors[panel]) for panel, rows in panels.items())
-    with style(9):
+    with plot_style(9):
         figure = Figure(figsize=(_WIDTH * columns, lines * (most * _ROW + 1.0) + 0.4), layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False).flatten()
         for axis, (panel, rows) in zip(axes, panels.items(), strict=False):
