@@ -9,6 +9,7 @@ from typing import Any
 
 from bft_trl.data.commands import add_data_commands
 from bft_trl.embeddings.commands import add_embedding_commands
+from bft_trl.samples.commands import add_sample_commands
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bft-trl", description="Balanced Fine-Tuning for TRL")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_data_commands(commands)
+    add_sample_commands(commands)
     _add_score(commands)
     _add_eval(commands)
     _add_compare(commands)

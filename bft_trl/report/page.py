@@ -26,7 +26,7 @@ _TEST = {
 
 def markdown_page(result: Mapping[str, Any]) -> str:
     """The tables of a comparison as Markdown."""
-    return _environment(autoescape=False).get_template("comparison.md.j2").render(_context(result))
+    return environment(autoescape=False).get_template("comparison.md.j2").render(_context(result))
 
 
 def html_page(result: Mapping[str, Any], svg: str, *, figures: Sequence[tuple[str, str]] = ()) -> str:
@@ -37,16 +37,17 @@ def html_page(result: Mapping[str, Any], svg: str, *, figures: Sequence[tuple[st
         svg: the forest plot; "" where there is none.
         figures: titles and SVGs of further plots.
     """
+    template = environment(autoescape=True).get_template("comparison.html.j2")
+    return template.render(
+        _context(result), plot=inline_svg(svg), figures=[(title, inline_svg(image)) for title, image in figures]
+    )
+
+
+def inline_svg(image: str) -> Any:
+    """An SVG of ours for a page: from matplotlib, which escapes its texts; without the prologue that HTML lacks."""
     from markupsafe import Markup
 
-    def inline(image: str) -> Markup:
-        # Ours, from matplotlib, which escapes its texts; without the XML prologue, which HTML does not know.
-        return Markup(image[image.index("<svg") :] if image else "")
-
-    template = _environment(autoescape=True).get_template("comparison.html.j2")
-    return template.render(
-        _context(result), plot=inline(svg), figures=[(title, inline(image)) for title, image in figures]
-    )
+    return Markup(image[image.index("<svg") :] if image else "")
 
 
 def _context(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,10 +96,11 @@ def _under_a_floor(
     return {"floor": best, "runs": under} if under else None
 
 
-def _environment(*, autoescape: bool) -> Any:
+def environment(*, autoescape: bool) -> Any:
+    """The templates of this folder, with the filters that they use; `script_hash` is of the one script of a page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
+    templates = Environment(
         loader=PackageLoader("bft_trl.report", package_path="."),
         autoescape=autoescape,
         undefined=StrictUndefined,
@@ -107,8 +109,9 @@ def _environment(*, autoescape: bool) -> Any:
     )
     filters: dict[str, Any] = {"number": _number, "signed": _signed, "p": _p, "cell": _cell, "reference": _reference}
     filters |= {"seeds": _seeds}
-    environment.filters |= filters
-    return environment
+    templates.filters |= filters
+    templates.globals["script_hash"] = None
+    return templates
 
 
 def _number(value: float | None) -> str:

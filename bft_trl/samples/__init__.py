@@ -1,0 +1,1 @@
+"""Samples as the loss sees them: before training (inspection) and after it (hard samples)."""
