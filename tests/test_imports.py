@@ -87,7 +87,9 @@ ALLOWED = {
     },
     "report.biology": {"report.drawing"},
     "report.inspection": {"report.drawing", "report.page"},
+    "report.hard_samples": {"report.drawing", "report.page"},
     "samples": set(),
+    "samples.hard_samples": {"atomic", "report.hard_samples", "sample_log"},
     "samples.windows": set(),
     "samples.advice": set(),
     "samples.inspection": {
@@ -96,7 +98,7 @@ ALLOWED = {
     },
     "samples.commands": {
         *("data.gene_sets", "data.loading", "data.tables", "demo_model", "report.inspection", "run_folder"),
-        "samples.inspection",
+        *("samples.hard_samples", "samples.inspection"),
     },
     "embeddings": set(),
     "embeddings.genes": {"data.tables"},

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bft_trl.report.drawing import plot_style, saved
@@ -28,8 +29,10 @@ def inspection_page(report: Mapping[str, Any]) -> str:
         key=lambda sample: sample["group_confidence"],
     )
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    model = report["model"]
     context = dict(report) | {
         "samples": samples,
+        "name": " with adapter ".join(Path(part).name for part in (model["model"], model["adapter"]) if part),
         "weakest": weakest[:_WEAKEST],
         "summary": summary(report["figures"]),
         "figures_drawn": [

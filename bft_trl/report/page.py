@@ -108,10 +108,18 @@ def environment(*, autoescape: bool) -> Any:
         lstrip_blocks=True,
     )
     filters: dict[str, Any] = {"number": _number, "signed": _signed, "p": _p, "cell": _cell, "reference": _reference}
-    filters |= {"seeds": _seeds}
+    filters |= {"seeds": _seeds, "code": _code}
     templates.filters |= filters
     templates.globals["script_hash"] = None
     return templates
+
+
+def _code(text: str) -> Any:
+    """What stands between backticks as code; the rest escaped, as everywhere."""
+    from markupsafe import Markup, escape
+
+    parts = [str(escape(part)) for part in text.split("`")]
+    return Markup("".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts)))
 
 
 def _number(value: float | None) -> str:

@@ -21,6 +21,7 @@ _OBJECTIVE: dict[str, dict[str, Any]] = {
 def add_sample_commands(commands: Any) -> None:
     """Adds `inspect` and `hard-samples` to the subcommands of a parser."""
     _add_inspect(commands)
+    _add_hard_samples(commands)
 
 
 def _add_inspect(commands: Any) -> None:
@@ -54,6 +55,29 @@ def _add_inspect(commands: Any) -> None:
     for name, options in _OBJECTIVE.items():
         objective.add_argument(f"--{name.replace('_', '-')}", **options)
     inspect.set_defaults(run=_inspect)
+
+
+def _add_hard_samples(commands: Any) -> None:
+    hard = commands.add_parser("hard-samples", help="which samples of a run stayed hard, from its record")
+    hard.add_argument("run_folder", type=Path, metavar="RUN", help="output folder of a training run")
+    hard.add_argument("--out", type=Path, help="folder for index.html and samples.csv (default: RUN/hard_samples)")
+    hard.add_argument("--top", type=int, default=20, help="length of each list (default: 20)")
+    hard.add_argument("--source", metavar="NAME", help="only samples of this source")
+    hard.set_defaults(run=_hard_samples)
+
+
+def _hard_samples(args: argparse.Namespace) -> int:
+    from bft_trl.samples.hard_samples import hard_samples
+
+    out = args.out or args.run_folder / "hard_samples"
+    result = hard_samples(args.run_folder, out, top=args.top, source=args.source)
+    for name, found in result["lists"].items():
+        logger.info("%s: %s (%d)", name, found["by"], found["count"])
+        for row in found["rows"][:5]:
+            source = f" [{row['source']}]" if row["source"] else ""
+            logger.info("  %s%s: nll %.3g to %.3g", row["id"], source, row["first_nll"], row["last_nll"])
+    logger.info("Open %s", out / "index.html")
+    return 0
 
 
 def _inspect(args: argparse.Namespace) -> int:
