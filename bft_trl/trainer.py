@@ -3,7 +3,8 @@
 import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from bft_trl.refusals import (
     keep_gradients,
     resolve_best_metric,
 )
+from bft_trl.report.run_page import PAGE, write_run_page
 from bft_trl.rows import ROW, DataRows, RowCollator, one_by_token
 from bft_trl.sample_log import SampleLog
 from bft_trl.warner import RunWarner
@@ -442,18 +444,43 @@ class BFTTrainer(SFTTrainer):
             )
         if resume_from_checkpoint:
             check_same_objective(Path(resume_from_checkpoint), self.args.objective())
+        if self.args.should_save:
+            Path(self.args.output_dir, PAGE).unlink(missing_ok=True)  # of an earlier run
+        with self._recording(resume_from_checkpoint):
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        if self.args.should_save and self.args.save_strategy != "no":
+            self.write_run_page()
+        return output
+
+    @contextmanager
+    def _recording(self, checkpoint: str | bool | None) -> Iterator[None]:
+        """The record of samples goes on where the checkpoint stands, and is written whatever ends the run."""
         if self._sample_log is None:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+            yield
+            return
         step = 0
-        if resume_from_checkpoint:
-            step = TrainerState.load_from_json(str(Path(resume_from_checkpoint, "trainer_state.json"))).global_step
+        if checkpoint:
+            step = TrainerState.load_from_json(str(Path(str(checkpoint), "trainer_state.json"))).global_step
         self._sample_log.begin(step, main=self.args.should_save)
         self.accelerator.wait_for_everyone()
         self._sample_log.number_parts()
         try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+            yield
         finally:
-            self._sample_log.flush()  # also what was seen before the run broke off
+            self._sample_log.flush()
+
+    def write_run_page(self) -> None:
+        """Writes `run.html`, the curves and final figures of the run, and links it from the model card."""
+        folder = Path(self.args.output_dir)
+        write_run_page(
+            folder,
+            self.state.log_history,
+            objective=self.args.objective(),
+            name=self._name,
+            samples=self._sample_log is not None,
+        )
+        hub_name = self.args.hub_model_id
+        self.create_model_card(model_name=hub_name.split("/")[-1] if hub_name else folder.name)
 
     def _save_checkpoint(self, model: PreTrainedModel, trial: Any) -> None:
         if self._sample_log:
@@ -481,7 +508,9 @@ class BFTTrainer(SFTTrainer):
             card = Path(self.args.output_dir, "README.md")
             base = Path(self.model.config._name_or_path).name
             text = complete_card(card.read_text(encoding="utf-8"), base=base, folder=Path(self.args.output_dir).name)
-            write_text(card, f"{text.rstrip()}\n\n{objective_section(self.args.objective())}")
+            page = Path(self.args.output_dir, PAGE).is_file()
+            link = f"Curves and final figures: [{PAGE}]({PAGE}).\n\n" if page else ""
+            write_text(card, f"{text.rstrip()}\n\n{link}{objective_section(self.args.objective())}")
 
 
 class _RecordingForward:

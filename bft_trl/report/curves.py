@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bft_trl.atomic import replacing
+from bft_trl.report.drawing import plain
 
 # Panel title, y label, logged figures with their legend.
 _PANELS = (
@@ -23,6 +24,10 @@ _PANELS = (
 )
 
 
+# The figures that are logged for each group, `<figure>/<group>`.
+GROUPED = ("nll", "sample_weight", "group_confidence")
+
+
 def history_table(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """`trainer.state.log_history` with one row per step, in order: what was logged at a step stands in one row."""
     table = pd.DataFrame(list(history))
@@ -33,12 +38,16 @@ def history_table(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return table[leading + [name for name in table if name not in leading]]
 
 
-def plot_history(history: pd.DataFrame, path: Path, *, title: str) -> None:
-    """Writes the plot of nll and weights over steps to `path`; the suffix decides the format (PNG, SVG, PDF)."""
+def history_figure(history: pd.DataFrame) -> Any:
+    """A matplotlib figure of nll and weights over steps, and of the groups' nll where there are groups."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, (heading, label, names) in zip(figure.subplots(1, len(_PANELS), sharex=True), _PANELS, strict=True):
+    panels = list(_PANELS)
+    groups = {name: plain(name.split("/", 1)[1]) for name in history if name.startswith("nll/")}
+    if groups:
+        panels.append(("Unweighted loss by group", "nll (nats per token)", groups))
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    for axes, (heading, label, names) in zip(figure.subplots(1, len(panels), sharex=True), panels, strict=True):
         for name, legend in names.items():
             if name in history:
                 points = history[["step", name]].dropna()
@@ -48,6 +57,12 @@ def plot_history(history: pd.DataFrame, path: Path, *, title: str) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(frameon=False)
-    figure.suptitle(title)
+    return figure
+
+
+def plot_history(history: pd.DataFrame, path: Path, *, title: str) -> None:
+    """Writes [`history_figure`] to `path`; the suffix decides the format (PNG, SVG, PDF)."""
+    figure = history_figure(history)
+    figure.suptitle(plain(title))
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from bft_trl.report.drawing import plain, plot_style, saved
-from bft_trl.report.page import environment, inline_svg
+from bft_trl.report.templates import environment, inline_svg
 
 _MOST_SOURCES = 8
 
@@ -53,6 +53,7 @@ def _sources(sources: pd.DataFrame) -> bytes:
         for name in largest:
             points = sources[sources["source"] == name]
             axis.plot(points["epoch"] + 1, points["nll"], marker="o", markersize=3, label=plain(str(name)))
+        axis.set_xticks(sorted(sources["epoch"].unique() + 1)[:: max(1, sources["epoch"].nunique() // 10)])
         axis.set(title="Mean nll by source", xlabel="epoch", ylabel="nats a token")
         axis.legend(frameon=False, fontsize=7)
         return saved(figure, "svg")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_trl.report.drawing import plot_style, saved
-from bft_trl.report.page import environment, inline_svg
+from bft_trl.report.templates import environment, inline_svg
 
 _WEAKEST = 10
 # What a pointer shows by hovering, a finger by touching. The page allows this script, by its hash, and no other.

@@ -1,11 +1,11 @@
 """A comparison as a page: Markdown, and one HTML file that needs nothing else."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bft_trl.report.forest import COMPUTED
 from bft_trl.report.statistics import ALPHA
+from bft_trl.report.templates import environment, inline_svg, number
 
 LOWER_IS_BETTER = ("mse", "mae")
 # What an interval and a p-value are over, in words.
@@ -26,7 +26,7 @@ _TEST = {
 
 def markdown_page(result: Mapping[str, Any]) -> str:
     """The tables of a comparison as Markdown."""
-    return environment(autoescape=False).get_template("comparison.md.j2").render(_context(result))
+    return _environment(autoescape=False).get_template("comparison.md.j2").render(_context(result))
 
 
 def html_page(result: Mapping[str, Any], svg: str, *, figures: Sequence[tuple[str, str]] = ()) -> str:
@@ -37,17 +37,10 @@ def html_page(result: Mapping[str, Any], svg: str, *, figures: Sequence[tuple[st
         svg: the forest plot; "" where there is none.
         figures: titles and SVGs of further plots.
     """
-    template = environment(autoescape=True).get_template("comparison.html.j2")
+    template = _environment(autoescape=True).get_template("comparison.html.j2")
     return template.render(
         _context(result), plot=inline_svg(svg), figures=[(title, inline_svg(image)) for title, image in figures]
     )
-
-
-def inline_svg(image: str) -> Any:
-    """An SVG of ours for a page: from matplotlib, which escapes its texts; without the prologue that HTML lacks."""
-    from markupsafe import Markup
-
-    return Markup(image[image.index("<svg") :] if image else "")
 
 
 def _context(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,54 +85,8 @@ def _under_a_floor(
     scores = {row["run"]: row["score"] for row in entry["rows"]}
     if result.get("over", "documents") == "documents":  # elsewhere the baseline may be a control itself
         scores = {result["baseline"]: entry["baseline"]} | scores
-    under = [f"{name} ({_number(score)})" for name, score in scores.items() if sign * score <= sign * best["value"]]
+    under = [f"{name} ({number(score)})" for name, score in scores.items() if sign * score <= sign * best["value"]]
     return {"floor": best, "runs": under} if under else None
-
-
-def environment(*, autoescape: bool) -> Any:
-    """The templates of this folder, with the filters that they use; `script_hash` is of the one script of a page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    templates = Environment(
-        loader=PackageLoader("bft_trl.report", package_path="."),
-        autoescape=autoescape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters: dict[str, Any] = {"number": _number, "signed": _signed, "p": _p, "cell": _cell, "reference": _reference}
-    filters |= {"seeds": _seeds, "code": _code}
-    templates.filters |= filters
-    templates.globals["script_hash"] = None
-    return templates
-
-
-def _code(text: str) -> Any:
-    """What stands between backticks as code; the rest escaped, as everywhere."""
-    from markupsafe import Markup, escape
-
-    parts = [str(escape(part)) for part in text.split("`")]
-    return Markup("".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts)))
-
-
-def _number(value: float | None) -> str:
-    """Three decimals for scores in [0, 1], one for percentiles and counts; a dash where there is none.
-
-    Under .01 two digits that count: errors are that small.
-    """
-    if value is None or math.isnan(value):
-        return "-"
-    if 0 < abs(value) < 0.01:
-        return f"{value:.2g}"
-    return f"{value:.3f}" if abs(value) < 1.5 else f"{value:.1f}".removesuffix(".0")
-
-
-def _signed(value: float) -> str:
-    return f"{'+' if value > 0 else '-' if value < 0 else '±'}{_number(abs(value))}"
-
-
-def _p(value: float) -> str:
-    return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
 
 
 def _reference(row: Mapping[str, Any]) -> str:
@@ -149,9 +96,10 @@ def _reference(row: Mapping[str, Any]) -> str:
 
 def _seeds(entry: Mapping[str, Any]) -> str:
     """How many seeds, and their spread."""
-    return "one" if entry["n_seeds"] == 1 else f"{entry['n_seeds']}, sd {_number(entry['seed_sd'])}"
+    return "one" if entry["n_seeds"] == 1 else f"{entry['n_seeds']}, sd {number(entry['seed_sd'])}"
 
 
-def _cell(value: Any) -> str:
-    """A text inside a Markdown table."""
-    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+def _environment(*, autoescape: bool) -> Any:
+    templates = environment(autoescape=autoescape)
+    templates.filters |= {"reference": _reference, "seeds": _seeds}
+    return templates
