@@ -21,7 +21,7 @@ from bft_trl.checkpoints import check_checkpoint, check_output_dir, check_same_o
 from bft_trl.config import BFTConfig
 from bft_trl.dataset_checks import check_dataset, has_target, no_supervised_token
 from bft_trl.lm_head import frozen_head_obstacle, use_frozen_head
-from bft_trl.metrics import all_figures, no_samples, pooled, sums_by_row, sums_by_sample, total
+from bft_trl.metrics import SUMS, all_figures, no_samples, pooled, sums_by_row, sums_by_sample, total
 from bft_trl.model_card import CARD_NAMES, PAPERS, complete_card, objective_section
 from bft_trl.refusals import (
     check_arguments,
@@ -302,7 +302,8 @@ class BFTTrainer(SFTTrainer):
 
     def _check_finite(self, sums: torch.Tensor, rows: torch.Tensor | None) -> None:
         """A loss that is NaN or infinite ends the training before the step; in an evaluation it is said."""
-        broken = (~sums[:, :-1].isfinite()).any(1).nonzero().squeeze(1)
+        # Of the nll alone: a running sum carries the NaN of one sample into the confidence of those behind it.
+        broken = (~sums[:, SUMS.index("nll")].isfinite()).nonzero().squeeze(1)
         if not len(broken):
             return
         where = f"step {self.state.global_step + 1}" if self.model.training else "the evaluation"

@@ -172,7 +172,7 @@ def test_a_loss_that_is_not_finite_names_the_samples(tmp_path):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     run = BFTTrainer(
         model,
-        build_config(tmp_path, max_steps=3, per_device_train_batch_size=3),
+        build_config(tmp_path, max_steps=3, per_device_train_batch_size=5),
         train_dataset=Dataset.from_list(rows),
         processing_class=build_tokenizer(),
     )

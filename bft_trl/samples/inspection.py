@@ -88,6 +88,10 @@ def inspect_samples(
         tokenizer = load_tokenizer(run)
         model = _with_something_to_train(load_run(run, device=device), quantized=run.quantization is not None)
         trainer = _Inspector(model, args, train_dataset=dataset.select(drawn), processing_class=tokenizer)
+        if args.use_cpu:  # SFTTrainer casts adapters over 4-bit weights to bfloat16
+            for parameter in model.parameters():
+                if parameter.dtype == torch.bfloat16:
+                    parameter.data = parameter.data.float()
         samples = trainer.samples(drawn, dataset)
     figures = _figures(samples, args) | repeated | {"rows": len(dataset)}
     report = {
@@ -161,11 +165,17 @@ class _Inspector(BFTTrainer):
     ) -> None:
         if rows is None:
             raise ValueError("The collator of this data carries no row numbers.")
+        if not tokens.log_probs.isfinite().all():
+            # A running sum would carry the NaN of one sample into the confidence of those behind it.
+            weights = self._weights(tokens._replace(log_probs=tokens.log_probs.nan_to_num(0.0, 0.0, 0.0)))
         lengths = tokens.lengths.tolist()
         probs = tokens.log_probs.float().exp().clamp(max=1).cpu().split(lengths)
         nll = (-tokens.log_probs.double()).cpu().split(lengths)
         token = weights.token.float().cpu().split(lengths)
         for place, row in enumerate(rows.tolist()):
+            if not nll[place].isfinite().all():
+                self.seen[row] = {"nll": None, "windowed": False, "weakest": [0, 0]}
+                continue
             self.seen[row] = {
                 "nll": _number(nll[place].mean().item()),
                 "group_confidence": _number(weights.group_confidence[place].item()),
