@@ -163,9 +163,8 @@ def test_what_has_no_row_numbers_is_refused_or_said(tmp_path, caplog):
 
 def test_a_loss_that_is_not_finite_names_the_samples(tmp_path):
     """Row "b" alone holds the letter z, whose embedding is broken: the run ends before the step, and says so."""
-    rows = [
-        {"id": name, "prompt": "a", "completion": text} for name, text in (("a", "aaaa"), ("b", "azaz"), ("c", "aa"))
-    ]
+    texts = {"a": "aaaa", "b": "azaz", "c": "aa", "d": "bbb", "e": "abab"}
+    rows = [{"id": name, "prompt": "a", "completion": text} for name, text in texts.items()]
     model = build_model(tie_word_embeddings=False)
     with torch.no_grad():
         model.model.embed_tokens.weight[build_tokenizer()("z")["input_ids"][0]] = float("nan")
