@@ -1,5 +1,12 @@
 """Lists of hard samples by hand, from a written record; plots and pages are made from the same."""
 
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -182,7 +189,8 @@ def test_a_new_run_does_not_keep_the_page_of_an_older_one(tmp_path):
 
 def test_tensorboard_gets_every_figure(tmp_path):
     """Offline, through `report_to`: the figures of the log, of groups too."""
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     rows = [row | {"from": "go"} for row in sample_rows(4)]
     config = build_config(
         tmp_path, max_steps=2, report_to="tensorboard", group_column="from", eval_strategy="steps", eval_steps=1
@@ -191,7 +199,7 @@ def test_tensorboard_gets_every_figure(tmp_path):
     run = BFTTrainer(build_model(), config, train_dataset=data, eval_dataset=data, processing_class=build_tokenizer())
     run.train()
     (file,) = tmp_path.rglob("*tfevents*")
-    events = accumulator.EventAccumulator(str(file))
+    events = EventAccumulator(str(file))
     events.Reload()
     logged = [entry for entry in run.state.log_history if "loss" in entry]
     for name in ("nll", "token_weight", "sample_weight", "group_confidence", "windowed_share", "nll/go"):
@@ -199,3 +207,23 @@ def test_tensorboard_gets_every_figure(tmp_path):
             [entry[name] for entry in logged], rel=1e-5
         )
     assert "eval/nll/go" in events.Tags()["scalars"]
+
+
+@pytest.mark.long
+def test_trackio_gets_every_figure(tmp_path):
+    """Offline, into a local data base; in a process of its own, because trackio serves a dashboard beside the run."""
+    code = """
+import sys
+from conftest import *
+from bft_trl import BFTTrainer
+rows = Dataset.from_list([row | {"from": "go"} for row in sample_rows(4)])
+config = build_config(sys.argv[1], max_steps=2, report_to="trackio", group_column="from")
+BFTTrainer(build_model(), config, train_dataset=rows, processing_class=build_tokenizer()).train()
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "TRACKIO_DIR": str(tmp_path / "trackio")}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], env=environment, check=True, timeout=120)
+    (file,) = (tmp_path / "trackio").glob("*.db")
+    with sqlite3.connect(file) as base:
+        logged = [json.loads(row[0]) for row in base.execute("select metrics from metrics order by id")]
+    assert sum("train/nll/go" in entry for entry in logged) == 2
+    assert all(entry["train/nll"] > 0 for entry in logged if "train/nll" in entry)
