@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BitsAndBytesConfig
 
 from bft_trl import BFTConfig, BFTTrainer
+from bft_trl.batch import Targets
 from bft_trl.demo_model import demo_model
 from bft_trl.metrics import no_samples
-from bft_trl.trainer import _Targets
 
 SHAPES = ((4, 256), (1, 1024))  # batch x tokens, a quarter of them supervised
 REPEATS = 3
@@ -93,7 +93,7 @@ def measure(folder: str, version: str, batch: int, length: int) -> dict[str, Any
     fused = SimpleNamespace(log_probs=log_probs, label_mask=mask)
 
     def ours() -> None:
-        trainer._reduce(fused, _Targets(ids.to(mask.device), None, None), torch.zeros(()), batch).backward()
+        trainer._reduce(fused, Targets(ids.to(mask.device), None, None), torch.zeros(()), batch).backward()
 
     added = seconds(ours, 50)
     with LargestTensor() as largest:

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
+from trl import pack_dataset
+
+from bft_trl.config import BFTConfig
 
 logger = get_logger(__name__)
 
@@ -129,9 +132,39 @@ class RowCollator:
         return batch
 
 
-def one_by_token(dataset: Dataset) -> Dataset:
-    """The row numbers as lists that packing can cut and join like the tokens."""
-    return dataset.map(lambda row: {ROW: [row[ROW]] * len(row["input_ids"])}, desc="Marking rows for packing")
+def known_rows(args: BFTConfig, train_dataset: Any, data_collator: Any) -> DataRows | None:
+    """Where samples can be told apart, a place for what is known of the rows of the data; else None.
+
+    Raises ValueError where a column is asked for that needs it.
+    """
+    obstacle = None
+    if data_collator is not None:
+        obstacle = "a `data_collator` of your own does not carry row numbers"
+    elif train_dataset is not None and not isinstance(train_dataset, Dataset):
+        obstacle = "the rows of a streamed dataset have no numbers"
+    if obstacle is None:
+        return DataRows(group_column=args.group_column, weight_column=args.weight_column)
+    columns = getattr(train_dataset, "column_names", None) or []
+    for option in ("group_column", "weight_column"):
+        column = getattr(args, option)
+        if column is not None and (column in columns or option == "group_column"):
+            raise ValueError(f"`{option}={column!r}` cannot be honoured: {obstacle}. Set `{option}=None`.")
+    if args.record_samples and train_dataset is not None:
+        logger.warning("Samples are not recorded (`record_samples=True`): %s.", obstacle)
+    return None
+
+
+def packed(dataset: Dataset, args: BFTConfig, name: str) -> Dataset:
+    """As the end of TRL's preparation, which would leave the row numbers behind."""
+    columns = ["input_ids", "labels"]
+    if ROW in dataset.column_names:
+        # As lists, packing cuts and joins the numbers like the tokens.
+        dataset = dataset.map(lambda row: {ROW: [row[ROW]] * len(row["input_ids"])}, desc="Marking rows for packing")
+        columns.append(ROW)
+    dataset = dataset.select_columns(columns)
+    shuffle = (lambda rows: rows.shuffle(seed=args.seed)) if args.shuffle_dataset else lambda rows: rows
+    description = {"desc": f"Packing {name} dataset"}
+    return shuffle(pack_dataset(shuffle(dataset), args.max_length, args.packing_strategy, description))
 
 
 def _by_token(example: dict[str, Any]) -> torch.Tensor:

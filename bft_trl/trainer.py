@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
@@ -14,9 +14,10 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer, pack_dataset
+from trl import SFTTrainer
 
 from bft_trl.atomic import write_text
+from bft_trl.batch import RecordingForward, Targets, count_samples, target_documents
 from bft_trl.checkpoints import check_checkpoint, check_output_dir, check_same_objective, last_complete_checkpoint
 from bft_trl.config import BFTConfig
 from bft_trl.dataset_checks import check_dataset, has_target, no_supervised_token
@@ -32,7 +33,7 @@ from bft_trl.refusals import (
     resolve_best_metric,
 )
 from bft_trl.report.run_page import PAGE, write_run_page
-from bft_trl.rows import ROW, DataRows, RowCollator, one_by_token
+from bft_trl.rows import ROW, DataRows, RowCollator, known_rows, packed
 from bft_trl.sample_log import SampleLog
 from bft_trl.warner import RunWarner
 from bft_trl.weighting import SupervisedTokens, Weights, bft_weights, supervised_tokens
@@ -79,7 +80,7 @@ class BFTTrainer(SFTTrainer):
         if train_dataset is not None:
             check_dataset(train_dataset, args, kwargs.get("formatting_func"), "train")
         resolve_best_metric(args, eval_dataset)
-        self._rows = self._known_rows(args, train_dataset, data_collator)
+        self._rows = known_rows(args, train_dataset, data_collator)
         if self._rows and train_dataset is not None:  # now, so that what is wrong is said before a model is loaded
             train_dataset = self._rows.mark(train_dataset, "train", training=True)
             check_weights(self._rows.weight, args.loss_type, args.weight_column)
@@ -119,24 +120,6 @@ class BFTTrainer(SFTTrainer):
                     Path(args.output_dir), self._rows, self._tokenizer, rank=self.accelerator.process_index
                 )
 
-    def _known_rows(self, args: BFTConfig, train_dataset: Any, data_collator: Any) -> DataRows | None:
-        """Where samples can be told apart: a place for what is known of the rows of the data."""
-        obstacle = None
-        if data_collator is not None:
-            obstacle = "a `data_collator` of your own does not carry row numbers"
-        elif train_dataset is not None and not isinstance(train_dataset, Dataset):
-            obstacle = "the rows of a streamed dataset have no numbers"
-        if obstacle is None:
-            return DataRows(group_column=args.group_column, weight_column=args.weight_column)
-        columns = getattr(train_dataset, "column_names", None) or []
-        for option in ("group_column", "weight_column"):
-            column = getattr(args, option)
-            if column is not None and (column in columns or option == "group_column"):
-                raise ValueError(f"`{option}={column!r}` cannot be honoured: {obstacle}. Set `{option}=None`.")
-        if args.record_samples and train_dataset is not None:
-            logger.warning("Samples are not recorded (`record_samples=True`): %s.", obstacle)
-        return None
-
     def _choose_lm_head(self) -> str:
         """Puts the frozen LM head into the model where `lm_head_backend` asks for it and it holds."""
         backend = self.args.lm_head_backend
@@ -170,7 +153,7 @@ class BFTTrainer(SFTTrainer):
         self._step_rows = []
         if self.args.loss_type == "bft":  # also for a rank without batches: the others wait for its count
             self._leave_out_repeated_rows(batches)
-            count = sum(_count_samples(batch) for batch in batches)
+            count = sum(count_samples(batch) for batch in batches)
             num_items = self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
         if self.args.logging_strategy == "no":
             self._step_sums.clear()  # nobody will ever collect them
@@ -183,7 +166,7 @@ class BFTTrainer(SFTTrainer):
         if self.accelerator.num_processes == 1 or not (batches and loader.end_of_dataloader and loader.remainder > 0):
             return
         labels = batches[-1]["labels"]
-        if _target_documents(batches[-1]) is None:  # the rows of a padding-free batch cannot be told from documents
+        if target_documents(batches[-1]) is None:  # the rows of a padding-free batch cannot be told from documents
             labels[max(loader.remainder - self.accelerator.process_index * len(labels), 0) :] = -100
 
     def compute_loss(
@@ -200,16 +183,16 @@ class BFTTrainer(SFTTrainer):
         """
         inputs = dict(inputs)
         row_numbers = inputs.pop(ROW, None)
-        forward = _RecordingForward(model, self.lm_head_backend)
+        forward = RecordingForward(model, self.lm_head_backend)
         # TRL's own loss and metrics, from the one forward whose per-token output we record and reduce ourselves.
         result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
         loss, outputs = result if return_outputs else (result, None)
-        batch = _Targets(inputs["input_ids"], _target_documents(inputs), row_numbers)
+        batch = Targets(inputs["input_ids"], target_documents(inputs), row_numbers)
         loss = self._reduce(forward.fused_output, batch, loss, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _reduce(
-        self, fused: Any, batch: "_Targets", trl_loss: torch.Tensor, num_items: torch.Tensor | int | None
+        self, fused: Any, batch: Targets, trl_loss: torch.Tensor, num_items: torch.Tensor | int | None
     ) -> torch.Tensor:
         """All that BFT adds to a step: weights, reduction and figures, from the (B, S-1) log-probabilities."""
         tokens = supervised_tokens(fused.log_probs, fused.label_mask, batch.documents)
@@ -406,19 +389,7 @@ class BFTTrainer(SFTTrainer):
             )
         if not self._rows:
             dataset = dataset.remove_columns(ROW)
-        return self._packed(dataset, args, dataset_name) if packing else dataset
-
-    def _packed(self, dataset: Dataset, args: BFTConfig, name: str) -> Dataset:
-        """As the end of TRL's preparation, which would leave the row numbers behind."""
-        columns = ["input_ids", "labels"]
-        if ROW in dataset.column_names:
-            dataset, columns = one_by_token(dataset), [*columns, ROW]
-        dataset = dataset.select_columns(columns)
-        shuffle = (lambda rows: rows.shuffle(seed=args.seed)) if args.shuffle_dataset else lambda rows: rows
-        packed = pack_dataset(
-            shuffle(dataset), args.max_length, args.packing_strategy, {"desc": f"Packing {name} dataset"}
-        )
-        return shuffle(packed)
+        return packed(dataset, args, dataset_name) if packing else dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -512,51 +483,3 @@ class BFTTrainer(SFTTrainer):
             page = Path(self.args.output_dir, PAGE).is_file()
             link = f"Curves and final figures: [{PAGE}]({PAGE}).\n\n" if page else ""
             write_text(card, f"{text.rstrip()}\n\n{link}{objective_section(self.args.objective())}")
-
-
-class _RecordingForward:
-    """Calls the model, with the LM head of this trainer, and keeps the output of that head."""
-
-    def __init__(self, model: torch.nn.Module, backend: str) -> None:
-        self.model = model
-        self.head: bool | str = backend if backend == "frozen" else True
-        self.fused_output: Any = None
-
-    def __call__(self, **inputs: Any) -> Any:
-        if not inputs.get("fused_lm_head"):
-            return self.model(**inputs)
-        self.fused_output = self.model(**inputs | {"fused_lm_head": self.head})
-        return self.fused_output
-
-
-class _Targets(NamedTuple):
-    """What is known of a batch beside its log-probabilities."""
-
-    input_ids: torch.Tensor  # (B, S)
-    documents: torch.Tensor | None  # (B, S-1)
-    row_numbers: torch.Tensor | None  # (B, S), of the data
-
-    def rows_of(self, tokens: SupervisedTokens, mask: torch.Tensor) -> torch.Tensor | None:
-        """(samples,) the row of each sample."""
-        if self.row_numbers is None:
-            return None
-        return self.supervised(self.row_numbers, mask)[tokens.lengths.cumsum(0) - tokens.lengths]
-
-    def supervised(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(B, S) -> (N,) at the supervised tokens; prompt learning puts virtual tokens before each row of the mask."""
-        missing = mask.shape[1] - values.shape[1]
-        return torch.nn.functional.pad(values, (missing, 0))[mask]  # a negative padding cuts: the first has no target
-
-
-def _target_documents(inputs: dict[str, Any]) -> torch.Tensor | None:
-    """(B, S-1) index of the document of each target token, or None where every row is one document."""
-    if inputs.get("seq_idx") is not None:
-        return inputs["seq_idx"][:, 1:]
-    if inputs.get("position_ids") is not None and inputs.get("attention_mask") is None:
-        return (inputs["position_ids"] == 0).cumsum(1)[:, 1:]
-    return None
-
-
-def _count_samples(batch: dict[str, Any]) -> int:
-    mask = batch["labels"][:, 1:] != -100
-    return len(supervised_tokens(mask, mask, _target_documents(batch)).lengths)

@@ -24,10 +24,12 @@ ALLOWED = {
     "warner": {"config", "metrics"},
     "dataset_checks": {"config"},
     "refusals": {"config"},
-    "rows": set(),
+    "batch": {"weighting"},
+    "rows": {"config"},
     "sample_log": {"atomic", "metrics", "rows"},
     "trainer": {
         "atomic",
+        "batch",
         "checkpoints",
         "config",
         "dataset_checks",

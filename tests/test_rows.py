@@ -193,6 +193,15 @@ def test_a_gradient_that_overflows_ends_the_run(tmp_path):
     assert torch.equal(weight, before)
 
 
+def test_float16_skips_a_step_and_says_which(tmp_path, caplog):
+    """The loss scaling takes the step back by itself; a scaler's presence is all that tells float16 here."""
+    run = trainer(tmp_path, [row | {"id": f"row{number}"} for number, row in enumerate(sample_rows(4))])
+    run._step_rows = [2, 0]
+    run.accelerator.scaler = object()
+    assert run._get_grad_norm(run.model, grad_norm=float("inf")) == float("inf")
+    assert "samples of the step: row2, row0); float16's loss scaling skips it" in caplog.text
+
+
 def test_evaluation_says_which_samples_are_not_finite(tmp_path, caplog):
     model = build_model(tie_word_embeddings=False)
     with torch.no_grad():

@@ -311,6 +311,10 @@ def test_two_ranks_equal_one(case, two_ranks, tmp_path):
     assert ranks["loss"] == pytest.approx(expected["loss"], abs=1e-6)
     assert ranks["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
     assert (ranks["weights"] - expected["weights"]).abs().max() <= 1e-5
+    if "masked" not in case:
+        # Every sample of every step once, whichever rank saw it; rows that fill up a batch are none.
+        assert len(expected["record"]) == 3 * (5 if "ragged" in case else 8)
+        assert torch.allclose(ranks["record"], expected["record"], rtol=1e-5, atol=1e-6)
     for name in FIGURES:
         assert ranks[name] == pytest.approx(expected[name], rel=1e-5), name
         if f"eval_{name}" in expected:

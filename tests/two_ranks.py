@@ -15,6 +15,7 @@ from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 
 from bft_trl import BFTTrainer
+from bft_trl.samples.hard_samples import read_record
 
 FIGURES = (
     "nll",
@@ -24,6 +25,9 @@ FIGURES = (
     "group_confidence_min",
     "effective_sample_size",
     "windowed_share",
+    "nll/a",
+    "sample_weight/b",
+    "group_confidence/b",
 )
 SGD = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "max_steps": 3}
 LORA = {"r": 4, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -61,23 +65,31 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def case_trainer(case: str, folder: Path, options: dict[str, Any], ranks: int) -> BFTTrainer:
     rows = sample_rows(5 if "ragged" in case else 8)
     rows[3]["completion"] = ""  # only its end-of-text is supervised: a sample of one token
-    options = SGD | {"gradient_accumulation_steps": 2 if ranks > 1 and "masked" not in case else 1} | options
-    dataset: Any = Dataset.from_list(rows)
+    options = (
+        SGD
+        | {"group_column": "kind", "gradient_accumulation_steps": 2 if ranks > 1 and "masked" not in case else 1}
+        | options
+    )
+    dataset: Any = grouped(rows)
     if "masked" in case:
-        options |= {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+        options |= {"group_column": None, "max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
         dataset = masked_rows().to_iterable_dataset()
     trainer = BFTTrainer(
         build_model(),
         args=build_config(folder, **options, **({"ddp_backend": "gloo"} if ranks > 1 else {})),
         train_dataset=dataset,
         # Packed evaluation may repeat rows on several ranks, see docs/limits.md.
-        eval_dataset=None if "masked" in case or "packed" in case else Dataset.from_list(sample_rows(7, seed=3)),
+        eval_dataset=None if "masked" in case or "packed" in case else grouped(sample_rows(7, seed=3)),
         processing_class=build_tokenizer(),
         peft_config=LoraConfig(**LORA) if "lora" in case else None,
     )
     if ranks > 1 and "fsdp2" in case:
         use_fsdp2_on_cpu(trainer)
     return trainer
+
+
+def grouped(rows: list[dict[str, str]]) -> Dataset:
+    return Dataset.from_list([row | {"kind": "aab"[place % 3]} for place, row in enumerate(rows)])
 
 
 def masked_rows() -> Dataset:
@@ -123,6 +135,10 @@ def measured(trainer: BFTTrainer) -> dict[str, Any]:
     if trainer.eval_dataset is not None:
         evaluation = trainer.evaluate()
         result |= {f"eval_{name}": evaluation[f"eval_{name}"] for name in FIGURES}
+    trainer.accelerator.wait_for_everyone()  # each rank has written its record
+    if (Path(trainer.args.output_dir) / "samples").is_dir():
+        record = read_record(Path(trainer.args.output_dir)).sort_values(["step", "row"])
+        result["record"] = torch.tensor(record[["step", "row", "nll", "sample_weight"]].to_numpy("float64"))
     return result | {"weights": torch.cat([weight.flatten() for weight in full]), "sharded": sharded}
 
 
