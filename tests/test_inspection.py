@@ -52,7 +52,7 @@ def target_probs(row, max_length=1024):
     ],
 )
 def test_samples_equal_the_twin(objective, rule, base, tmp_path):
-    report = report_of(base, ROWS, tmp_path, objective=objective)
+    report = report_of(base, ROWS, tmp_path, config=objective)
     assert [sample["id"] for sample in report["samples"]] == [row["id"] for row in ROWS]
     for sample, row in zip(report["samples"], ROWS, strict=True):
         probs = target_probs(row)
@@ -78,7 +78,7 @@ def test_samples_equal_the_twin(objective, rule, base, tmp_path):
 
 @pytest.mark.parametrize("loss_type", ["nll", "dft"])
 def test_baselines_show_their_own_weights(loss_type, base, tmp_path):
-    for sample in report_of(base, ROWS, tmp_path, objective={"loss_type": loss_type})["samples"]:
+    for sample in report_of(base, ROWS, tmp_path, config={"loss_type": loss_type})["samples"]:
         assert sample["weights"] == ([1] * sample["supervised"] if loss_type == "nll" else sample["probs"])
         assert sample["sample_weight"] == 1
 
@@ -156,10 +156,22 @@ class Page(HTMLParser):
         self.text += data
 
 
+def test_what_is_supervised_is_as_in_training(base, tmp_path):
+    """A conversation is supervised whole; where the template marks no turns, asking for them is refused in words."""
+    turns = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]
+    (sample,) = report_of(base, [{"messages": turns}], tmp_path)["samples"]
+    # "<bos>user:ab<eos><bos>assistant:cd<eos>": 1 + 5 + 2 + 1 + 1 + 10 + 2 + 1 tokens, the first has no prediction
+    assert (sample["supervised"], sample["length"]) == (22, 23)
+    (sample,) = report_of(base, ROWS[:1], tmp_path, config={"completion_only_loss": False})["samples"]
+    assert sample["supervised"] == sample["length"] - 1
+    with pytest.raises(ValueError, match="template"):
+        report_of(base, [{"messages": turns}], tmp_path, config={"assistant_only_loss": True})
+
+
 def test_page_escapes_and_asks_for_nothing(base, tmp_path):
     evil = "</b><script>document.title='run'</script><img src=x onerror=alert(1)>"
     rows = [{"id": evil, "source": evil, "prompt": evil, "completion": evil}]
-    report_of(base, rows, tmp_path, objective={"group_size": 4})
+    report_of(base, rows, tmp_path, config={"group_size": 4})
     text = (tmp_path / "index.html").read_text()
     page = Page(text)
     assert page.tags.count("script") == 1  # ours, which the policy allows by its hash

@@ -16,6 +16,8 @@ _OBJECTIVE: dict[str, dict[str, Any]] = {
     "confidence_gamma": {"type": float, "metavar": "X"},
     "min_token_weight": {"type": float, "metavar": "X"},
 }
+# Fields of SFTConfig that decide which tokens are supervised.
+_SUPERVISED = ("completion_only_loss", "assistant_only_loss")
 
 
 def add_sample_commands(commands: Any) -> None:
@@ -51,6 +53,10 @@ def _add_inspect(commands: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="base weights in NF4 (default: as in the adapter's training)",
     )
+    for name in _SUPERVISED:
+        inspect.add_argument(
+            f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, help="as in SFTConfig"
+        )
     objective = inspect.add_argument_group("objective (as in BFTConfig; default: the adapter's own, else BFTConfig's)")
     for name, options in _OBJECTIVE.items():
         objective.add_argument(f"--{name.replace('_', '-')}", **options)
@@ -97,10 +103,10 @@ def _inspect(args: argparse.Namespace) -> int:
         rows = load_split(splits, args.split, name, argument="split")
     if args.prompt_column or args.completion_columns:
         rows = as_conversations(rows, prompt_column=args.prompt_column, completion_columns=args.completion_columns)
-    objective = {}
+    config = {}
     if args.adapter is not None and (args.adapter / "objective.json").is_file():
-        objective = read_json_object(args.adapter / "objective.json")
-    objective |= {field: value for field in _OBJECTIVE if (value := getattr(args, field)) is not None}
+        config = read_json_object(args.adapter / "objective.json")
+    config |= {field: value for field in [*_OBJECTIVE, *_SUPERVISED] if (value := getattr(args, field)) is not None}
     model = args.model or (None if args.adapter else demo_model().path)
     run = read_run(model, args.adapter, load_in_4bit=args.load_in_4bit)
     report = inspect_samples(
@@ -110,7 +116,7 @@ def _inspect(args: argparse.Namespace) -> int:
         dataset_name=name,
         n=args.n,
         seed=args.seed,
-        objective=objective,
+        config=config,
         max_length=args.max_length,
         batch_size=args.batch_size,
         device=args.device,

@@ -43,7 +43,7 @@ def inspect_samples(
     dataset_name: str,
     n: int = 50,
     seed: int = 0,
-    objective: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
     max_length: int = 1024,
     batch_size: int = 4,
     device: str | None = None,
@@ -56,7 +56,7 @@ def inspect_samples(
         out: folder.
         dataset_name: what the page calls it.
         n: how many rows, drawn by `seed`; duplicates are looked for in all rows.
-        objective: fields of `BFTConfig` that differ from its defaults.
+        config: fields of `BFTConfig` that differ from its defaults: the objective, and what is supervised.
         max_length: where rows are cut, as in training.
         batch_size: rows at a time.
         device: None takes a GPU where there is one.
@@ -80,7 +80,7 @@ def inspect_samples(
             record_samples=False,
             weight_column=None,
             disable_tqdm=True,
-            **(objective or {}),
+            **(config or {}),
         )
         check_dataset(dataset, args, None, dataset_name)
         drawn = sorted(np.random.default_rng(seed).permutation(len(dataset))[:n].tolist())
@@ -119,7 +119,10 @@ class _Inspector(BFTTrainer):
         # Uncut, and with the rows that training would drop: what is lost is part of the answer.
         whole = copy.copy(args)
         whole.max_length, whole.shuffle_dataset = None, False
-        return SFTTrainer._prepare_dataset(self, dataset, processing_class, whole, False, None, dataset_name)
+        try:
+            return SFTTrainer._prepare_dataset(self, dataset, processing_class, whole, False, None, dataset_name)
+        except RuntimeError as error:  # of TRL, where a chat template marks no assistant turn
+            raise ValueError(str(error)) from error
 
     def samples(self, drawn: Sequence[int], dataset: Dataset) -> list[dict[str, Any]]:
         """A record for each row of the prepared data, which are the rows `drawn` of `dataset`."""
