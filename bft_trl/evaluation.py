@@ -69,6 +69,8 @@ def evaluate(
         raise ValueError("None of the tasks has its data: " + "; ".join(missing.values()))
     for task, reason in missing.items():
         logger.warning("Left out %s: %s", task, reason)
+    if given(passed_on, "--trust_remote_code", "--trust_remote_code"):
+        logger.warning("--trust_remote_code: runs the Python files that come with %s, with all your rights", run.base)
     if run.quantization is not None:
         _register_quantized(run.quantization)
     check_folder(out)  # lm-eval only warns where it cannot save, after all the work
