@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bft_trl.atomic import replacing
+from bft_trl.report.forest import plain
 
 # Panel title, y label, logged figures with their legend.
 _PANELS = (
@@ -48,6 +49,6 @@ def plot_history(history: pd.DataFrame, path: Path, *, title: str) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(plain(title, longest=100))
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)

@@ -81,10 +81,14 @@ def _draw(axis: Any, panel: tuple[str, str], rows: list[Mapping[str, Any]], floo
     axis.spines[["top", "right"]].set_visible(False)
     task, metric = panel
     axis.set_title(
-        f"{task}, {metric}\n(n = {rows[0]['n']}, baseline {rows[0]['baseline_score']:.3g})", fontsize=9, loc="left"
+        f"{plain(task)}, {plain(metric)}\n(n = {rows[0]['n']}, baseline {rows[0]['baseline_score']:.3g})",
+        fontsize=9,
+        loc="left",
     )
 
 
-def plain(name: str) -> str:
-    """A name that matplotlib does not take for a formula."""
-    return (name if len(name) <= 44 else f"{name[:43]}…").replace("$", r"\$")
+def plain(name: str, *, longest: int = 44) -> str:
+    """A name in one line that matplotlib takes neither for a formula nor, in a legend, for one to leave out."""
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(name))
+    shown = shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+    return (f" {shown}" if shown.startswith("_") else shown).replace("$", r"\$")

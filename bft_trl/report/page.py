@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bft_trl import markdown
 from bft_trl.report.forest import COMPUTED
 from bft_trl.report.statistics import ALPHA
 
@@ -105,7 +106,13 @@ def _environment(*, autoescape: bool) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {"number": _number, "signed": _signed, "p": _p, "cell": _cell, "reference": _reference}
+    filters: dict[str, Any] = {
+        "number": _number,
+        "signed": _signed,
+        "p": _p,
+        "cell": markdown.text,
+        "reference": _reference,
+    }
     filters |= {"seeds": _seeds}
     environment.filters |= filters
     return environment
@@ -139,8 +146,3 @@ def _reference(row: Mapping[str, Any]) -> str:
 def _seeds(entry: Mapping[str, Any]) -> str:
     """How many seeds, and their spread."""
     return "one" if entry["n_seeds"] == 1 else f"{entry['n_seeds']}, sd {_number(entry['seed_sd'])}"
-
-
-def _cell(value: Any) -> str:
-    """A text inside a Markdown table."""
-    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
