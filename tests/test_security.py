@@ -1,8 +1,14 @@
 """What comes from outside is data: it is not unpickled, run, written elsewhere or shown as markup; tokens stay out."""
 
 import ast
+import http.server
+import io
 import json
 import logging
+import stat
+import tarfile
+import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +17,8 @@ from datasets import Dataset
 
 from bft_trl import BFTConfig, BFTTrainer
 from bft_trl.cli import main
+from bft_trl.data.download import fetch
+from bft_trl.data.tables import read_table
 from bft_trl.evaluation import check_flags
 
 ROOT = Path(__file__).parents[1]
@@ -249,6 +257,91 @@ def test_nobody_is_asked_at_the_terminal(model_with_code, tmp_path, monkeypatch)
             load(Run(str(model_with_code)))
     assert questions == []
     assert not (tmp_path / "ran").exists()
+
+
+# --- archives and addresses ------------------------------------------------------------------------------------------
+
+
+def archive(kind, outside):
+    """A zip or tar file whose members want to lie elsewhere: by way of "..", an absolute path and a link."""
+    buffer = io.BytesIO()
+    names = ["../evil", str(outside / "evil"), "link/evil", "harmless.csv"]
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as packed:
+            link = zipfile.ZipInfo("link")
+            link.external_attr = (stat.S_IFLNK | 0o777) << 16
+            packed.writestr(link, str(outside))
+            for name in names:
+                packed.writestr(name, "evil")
+    else:
+        with tarfile.open(fileobj=buffer, mode="w") as packed:
+            link = tarfile.TarInfo("link")
+            link.type, link.linkname = tarfile.SYMTYPE, str(outside)
+            packed.addfile(link)
+            for name in names:
+                member = tarfile.TarInfo(name)
+                member.size = 4
+                packed.addfile(member, io.BytesIO(b"evil"))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """An address at which every path gives the bytes that are put in, and its cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    content = [b""]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content[0])
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", content
+        server.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_is_a_file_and_is_not_unpacked(published, tmp_path, kind):
+    address, content = published
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    content[0] = archive(kind, outside)
+    file = fetch(f"{address}/table.{kind}", cache=tmp_path / "cache")
+    assert file.read_bytes() == content[0]
+    everything = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert everything == {"outside", "cache", "cache/downloads.json", f"cache/{file.name}"}
+    # Nor is it read as a table.
+    with pytest.raises(ValueError, match=file.name):
+        read_table(file, ["id"])
+    assert list(outside.iterdir()) == []
+
+
+def test_what_an_archive_could_do(tmp_path):
+    """The archives above do want out: unpacked by hand without a filter, one does."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    with tarfile.open(fileobj=io.BytesIO(archive("tar", outside))) as packed:
+        packed.extractall(tmp_path / "inside", filter="fully_trusted")
+    assert (outside / "evil").exists()
+    assert (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    "path", ["..", "a/..", "a/../../evil", "%2e%2e%2fevil", "..%2fevil", "a\\..\\evil", "", "?a=../b"]
+)
+def test_an_address_names_no_other_folder(published, tmp_path, path):
+    address, content = published
+    content[0] = b"id\n1\n"
+    cache = tmp_path / "deep" / "cache"
+    file = fetch(f"{address}/{path}", cache=cache)
+    assert file.resolve().parent == cache.resolve()
+    assert {found for found in tmp_path.rglob("*") if found.is_file()} == {file, cache / "downloads.json"}
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
