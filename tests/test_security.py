@@ -248,6 +248,7 @@ def test_a_models_code_runs_only_where_the_user_asks(model_with_code, tmp_path, 
 
 def test_nobody_is_asked_at_the_terminal(model_with_code, tmp_path, monkeypatch):
     """transformers would, with fifteen seconds to answer, where `trust_remote_code` is None."""
+    from bft_trl.encoders import load_encoder
     from bft_trl.run_folder import Run, load_run, load_tokenizer
 
     questions = []
@@ -255,6 +256,8 @@ def test_nobody_is_asked_at_the_terminal(model_with_code, tmp_path, monkeypatch)
     for load in (load_run, load_tokenizer):
         with pytest.raises(ValueError, match="custom code"):
             load(Run(str(model_with_code)))
+    with pytest.raises(ValueError, match="custom code"):
+        load_encoder(str(model_with_code))
     assert questions == []
     assert not (tmp_path / "ran").exists()
 
