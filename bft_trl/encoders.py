@@ -135,10 +135,8 @@ def _load(model: str) -> Any:
             loaded = SentenceTransformer(model, trust_remote_code=False)
         else:
             # None would ask at the terminal; code that a model brings is not run here.
-            options = {
-                name: {"trust_remote_code": False} for name in ("model_kwargs", "processor_kwargs", "config_kwargs")
-            }
-            transformer = Transformer(model, **options)
+            parts = ("model_kwargs", "processor_kwargs", "config_kwargs")
+            transformer = Transformer(model, **{part: {"trust_remote_code": False} for part in parts})
             pooling = Pooling(transformer.get_embedding_dimension(), "cls")
             loaded = SentenceTransformer(modules=[transformer, pooling])
             logger.info("%s has no sentence-transformers configuration: using its [CLS] vector.", model)
