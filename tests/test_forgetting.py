@@ -4,12 +4,14 @@ import functools
 import html.parser
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import build_model, build_tokenizer
 from peft import LoraConfig, get_peft_model
 
+from bft_trl import forgetting
 from bft_trl.cli import main
 from bft_trl.evaluation import check_flags
 from bft_trl.forgetting import evaluate_panel
@@ -48,7 +50,9 @@ def world(tmp_path_factory):
     """A base whose hidden state is the same everywhere and whose head then says "a"; an adapter that adds to "b"."""
     root = tmp_path_factory.mktemp("forgetting")
     tokenizer = build_tokenizer()
-    model = build_model(tie_word_embeddings=False, max_position_embeddings=512)
+    model = build_model(
+        tie_word_embeddings=False, max_position_embeddings=512, hidden_size=64, intermediate_size=64
+    )  # as wide as a block of NF4
     a, b = (tokenizer.convert_tokens_to_ids(letter) for letter in "ab")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -135,42 +139,61 @@ def panel(world, adapter, out, **options):
     return evaluate_panel(run, ["known_panel"], out, passed_on=flags, **options)
 
 
-def test_what_lies_there_is_reused_and_what_changed_is_not(world, tmp_path, caplog):
+def test_what_lies_there_is_reused_and_what_changed_is_not(world, tmp_path, monkeypatch, caplog):
+    """Which of the two are evaluated, by what changed since: "b" for the base, "t" for the adapter."""
     caplog.set_level("INFO")
     adapter = shutil.copytree(world / "adapter", tmp_path / "adapter")
-    out = tmp_path / "out"
+    evaluated = []
 
-    def folders():
-        return [len(list((out / "panel" / name).iterdir())) for name in ("base", "tuned")]
+    def recorded(run, tasks, out, *, metadata, passed_on):
+        evaluated.append("b" if run.adapter is None else "t")
+        out.mkdir()
+        (out / "flags").write_text(" ".join(passed_on))
 
-    assert panel(world, adapter, out)["rows"][0]["n"] == 12
+    monkeypatch.setattr(forgetting, "evaluate", recorded)
+    monkeypatch.setattr(forgetting, "compare", lambda runs, baseline, out: {"runs": runs, "baseline": baseline})
+
+    def again(**options):
+        evaluated.clear()
+        result = panel(world, adapter, tmp_path / "out", **options)
+        assert result["baseline"] == "base"
+        return "".join(evaluated), [Path(run.partition("=")[2]) for run in result["runs"]]
+
+    assert again()[0] == "bt"
     assert ": reused" not in caplog.text
-    # Another adapter on the same base: the base is not evaluated again, and the adapter is.
-    weights = adapter / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\x80?")  # adds 1 to a letter that is no answer
-    before = panel(world, adapter, out)
-    assert folders() == [1, 2]
+    unchanged, folders = again()
+    assert unchanged == ""
     assert "Panel, base: reused" in caplog.text
-    assert "Panel, tuned: reused" not in caplog.text
-    # The first five of both.
-    (row,) = panel(world, adapter, out, limit=5)["rows"]
-    assert (row["n"], row["baseline_score"], row["score"]) == (5, 1.0, 0.0)
-    assert folders() == [2, 3]
-    # All as before: both are there.
-    caplog.clear()
-    assert panel(world, adapter, out)["rows"] == before["rows"]
-    assert "Panel, tuned: reused" in caplog.text
-    # Another chat template asks in other words.
+    assert [folder.parent.name for folder in folders] == ["base", "tuned"]
+    # Another adapter on the same base, as a later checkpoint is.
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\x80?")
+    assert again()[0] == "t"
+    made, folders = again(limit=5)
+    assert made == "bt"
+    assert all((folder / "flags").read_text().endswith(" --limit 5") for folder in folders)
+    assert again()[0] == ""
+    assert again(metadata={"encoder": "none"})[0] == "bt"
+    # Another chat template asks in other words; another quantization answers otherwise; so does another task.
     (adapter / "chat_template.jinja").write_text("{{ messages[0]['content'] }}:")
-    panel(world, adapter, out)
-    assert folders() == [3, 4]
+    assert again()[0] == "bt"
+    (adapter / "base_model.json").write_text('{"quantization": {"quant_method": "bitsandbytes"}}')
+    assert again()[0] == "bt"
+    base = world / "base" / "model.safetensors"
+    whole = base.read_bytes()
+    base.write_bytes(whole + b" ")
+    assert again()[0] == "bt"
+    base.write_bytes(whole)
+    task = world / "tasks" / "known_panel.yaml"
+    text = task.read_text()
+    task.write_text(text + "# changed\n")
+    assert again()[0] == "bt"
+    task.write_text(text)
     # Nothing but whole folders is left.
-    assert not [path for path in (out / "panel").rglob("*") if path.name.startswith(".")]
+    assert not [path for path in (tmp_path / "out" / "panel").rglob("*") if path.name.startswith(".")]
 
 
 def test_a_panel_that_was_cut_short_is_not_reused(world, tmp_path, monkeypatch):
-    from bft_trl import forgetting
-
     def killed(*args, **kwargs):
         args[2].mkdir()
         (args[2] / "results_half.json").write_text("{")
@@ -182,13 +205,15 @@ def test_a_panel_that_was_cut_short_is_not_reused(world, tmp_path, monkeypatch):
     assert list((tmp_path / "panel" / "base").iterdir()) == []
 
 
-def test_a_quantized_base_is_loaded_twice(tmp_path):
-    """lm-eval registers a model's name once in a process; the panel needs it for the base and for the adapter."""
-    from bft_trl.evaluation import _quantized_class, _register_quantized
-
-    _register_quantized({"quant_method": "bitsandbytes", "load_in_4bit": True})
-    _register_quantized({"quant_method": "bitsandbytes", "load_in_8bit": True})
-    assert _quantized_class().quantization == {"quant_method": "bitsandbytes", "load_in_8bit": True}
+def test_a_quantized_base_is_loaded_as_in_training_both_times(world, tmp_path):
+    """lm-eval takes a model's name once in a process, and here it is needed twice. Weights of 0 stay what they are."""
+    nf4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    adapter = shutil.copytree(world / "adapter", tmp_path / "adapter")
+    (adapter / "base_model.json").write_text(json.dumps({"quantization": nf4}))
+    (row,) = panel(world, adapter, tmp_path / "out", limit=10)["rows"]
+    assert (row["n"], row["baseline_score"], row["score"]) == pytest.approx((10, 0.8, 0.2))
+    models = [json.loads(file.read_text())["config"]["model"] for file in tmp_path.rglob("results_*.json")]
+    assert models == ["bft-quantized"] * 2
 
 
 @pytest.mark.parametrize(
