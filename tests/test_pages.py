@@ -4,9 +4,11 @@ import ast
 import functools
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -23,6 +25,9 @@ from bft_trl.report import page as page_module
 from bft_trl.report.comparison import compare
 from bft_trl.report.curves import plot_history
 from bft_trl.report.forest import plain
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import train
 
 CHROMIUM = shutil.which("chromium")
 # Each sets the page's title where it is not escaped. None has a slash, so that files can have these names.
@@ -209,6 +214,22 @@ def test_the_model_card(tmp_path):
         }
     assert shown["evil"].elements <= shown["plain"].elements
     assert not any(value.startswith("javascript") for value in shown["evil"].values)
+
+
+def test_what_an_example_writes_of_the_models_answers(tmp_path, capsys):
+    trainer = SimpleNamespace(
+        args=build_config(tmp_path), state=SimpleNamespace(log_history=[], global_step=3), _name="BFT"
+    )
+    (tmp_path / "README.md").write_text("# Card\n")
+    bell = "\x1b]0;ran\x07"
+    names = [{"reference": EVIL["run"], "before": EVIL["gene"], "after": f"{EVIL['task']}{bell}"}]
+    train.report(trainer, train.ExampleArguments(dataset_name=EVIL["metric"]), EVIL["base"], 1.0, names)
+    card = rendered((tmp_path / "README.md").read_text())
+    assert {tag for tag, _ in card.elements} == {"h1", "h2", "p", "img", *TABLE_TAGS}
+    assert card.values == {"training.png"}
+    assert all(EVIL[name] in card.text for name in ("run", "gene", "task", "base"))
+    assert bell not in (tmp_path / "README.md").read_text() + capsys.readouterr().out
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_data_card(tmp_path):
