@@ -94,6 +94,11 @@ def reset_peak() -> int:
     return _status("VmRSS")
 
 
+def resident() -> int:
+    """Memory of the process that is in RAM now, in bytes (without /proc: its peak)."""
+    return _status("VmRSS")
+
+
 def peak() -> int:
     """Peak memory in bytes since `reset_peak` (without /proc: of the whole process)."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")

@@ -90,6 +90,14 @@ def _add_eval(commands: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="apply the chat template (default: where the tokenizer has one)",
     )
+    evaluate.add_argument(
+        "--panel",
+        metavar="TASKS",
+        help="general tasks of lm-eval that show what the adapter forgot: evaluated for it and for its base",
+    )
+    evaluate.add_argument(
+        "--panel-limit", type=int, metavar="N", help="documents of each panel task (default: all, or --limit)"
+    )
     evaluate.set_defaults(run=_eval)
 
 
@@ -142,17 +150,37 @@ def _eval(args: argparse.Namespace) -> int:
         chat_template=args.chat_template,
     )
     settings = {"data_dir": args.data_dir, "encoder": args.encoder, "background": args.background}
-    missing = evaluate(
-        run,
-        [task.strip() for task in args.tasks.split(",") if task.strip()],
-        args.out,
-        metadata={name: str(value) for name, value in settings.items() if value is not None},
-        passed_on=args.passed_on,
-    )
+    metadata = {name: str(value) for name, value in settings.items() if value is not None}
+    panel = None if args.panel is None else _names(args.panel)
+    if panel is not None:
+        from bft_trl.forgetting import check_panel
+
+        check_panel(run, panel, args.out, limit=args.panel_limit, metadata=metadata, passed_on=args.passed_on)
+    elif args.panel_limit is not None:
+        raise ValueError("`panel_limit` needs `panel`: name its tasks.")
+    missing = evaluate(run, _names(args.tasks), args.out, metadata=metadata, passed_on=args.passed_on)
+    if panel is not None:
+        _forgetting(args, run, panel, metadata)
     for task, reason in missing.items():
         logger.warning("Left out %s: %s", task, reason)
     logger.info("Results and samples are in %s", args.out)
     return int(bool(missing))
+
+
+def _forgetting(args: argparse.Namespace, run: Any, panel: list[str], metadata: dict[str, str]) -> None:
+    from bft_trl.forgetting import evaluate_panel
+
+    result = evaluate_panel(run, panel, args.out, limit=args.panel_limit, metadata=metadata, passed_on=args.passed_on)
+    for row in result["rows"]:
+        logger.info(
+            "%s, %s: base %.3f, tuned %.3f, change %+.3f (%+.3f to %+.3f)",
+            *(row[key] for key in ("task", "metric", "baseline_score", "score", "difference", "low", "high")),
+        )
+    logger.info("Open %s", args.out / "forgetting" / "index.html")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _compare(args: argparse.Namespace) -> int:

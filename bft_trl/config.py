@@ -154,6 +154,19 @@ class BFTConfig(SFTConfig):
             self.greater_is_better = not self.metric_for_best_model.endswith(("nll", "loss"))
         self.group_size = int(self.group_size)  # also of numpy, which JSON would not take
         super().__post_init__()
+        secret = {"token", "use_auth_token"} & set(self.model_init_kwargs or {})
+        if secret:
+            raise ValueError(
+                f"`model_init_kwargs` holds {secret.pop()!r}, which checkpoints and logs would show. Leave it out: "
+                "set HF_TOKEN in the environment, log in with `hf auth login`, or pass a loaded model."
+            )
+
+    # A dataclass makes a representation of its own, with the token in it; that of `TrainingArguments` hides it.
+    __repr__ = SFTConfig.__str__
+
+    def __getstate__(self) -> dict[str, Any]:
+        # `Trainer` pickles its arguments into training_args.bin, beside the weights that people share.
+        return self.__dict__ | {"hub_token": None}
 
     def objective(self) -> dict[str, Any]:
         """The fields that define the loss, by name: what goes into checkpoints and model cards."""

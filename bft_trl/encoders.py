@@ -132,9 +132,11 @@ def _load(model: str) -> Any:
     try:
         configured = cached_file(model, "modules.json", _raise_exceptions_for_missing_entries=False)
         if configured:
-            loaded = SentenceTransformer(model)
+            loaded = SentenceTransformer(model, trust_remote_code=False)
         else:
-            transformer = Transformer(model)
+            # None would ask at the terminal; code that a model brings is not run here.
+            parts = ("model_kwargs", "processor_kwargs", "config_kwargs")
+            transformer = Transformer(model, **{part: {"trust_remote_code": False} for part in parts})
             pooling = Pooling(transformer.get_embedding_dimension(), "cls")
             loaded = SentenceTransformer(modules=[transformer, pooling])
             logger.info("%s has no sentence-transformers configuration: using its [CLS] vector.", model)

@@ -1,6 +1,9 @@
 """What the model card says of the objective: settings, source, and where it differs from the reference code."""
 
+import json
 from typing import Any
+
+from bft_trl import markdown
 
 CARD_NAMES = {"bft": "BFT", "dft": "DFT", "nll": "SFT"}
 PAPERS: dict[str, dict[str, str]] = {
@@ -32,8 +35,8 @@ log-probabilities in float32 without full logits.
 
 def complete_card(card: str, *, base: str, folder: str) -> str:
     """TRL's card without the "None" that it writes for a base model or a run in a local folder."""
-    return card.replace("[None](https://huggingface.co/None)", f"`{base}`").replace(
-        'model="None"', f'model="{folder}"'
+    return card.replace("[None](https://huggingface.co/None)", markdown.code(base)).replace(
+        'model="None"', f"model={json.dumps(folder)}"
     )
 
 

@@ -91,9 +91,15 @@ def load_tokenizer(run: Run) -> Any:
 
     name = run.tokenizer or run.base
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+        # None would ask at the terminal; code that a model brings is not run here.
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"`model={name!r}`: its tokenizer cannot be loaded ({_first_line(error)}).") from error
+        # The flag is lm-eval's, and what it loads is not this tokenizer.
+        remedy = " Where you trust it: --trust_remote_code, and say --chat-template or --no-chat-template yourself."
+        raise ValueError(
+            f"`model={name!r}`: its tokenizer cannot be loaded ({_first_line(error)})."
+            f"{remedy if 'custom code' in str(error) else ''}"
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -124,6 +130,7 @@ def load_run(run: Run, *, device: str | None = None) -> Any:
             dtype=torch.float32 if device == "cpu" else torch.bfloat16,
             device_map={"": device},
             quantization_config=quantization,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"`model={run.base!r}` cannot be loaded ({_first_line(error)}).") from error

@@ -16,6 +16,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from bft_trl import markdown
 from bft_trl.atomic import write_text
 from bft_trl.batch import RecordingForward, Targets, count_samples, target_documents
 from bft_trl.checkpoints import check_checkpoint, check_output_dir, check_same_objective, last_complete_checkpoint
@@ -474,8 +475,11 @@ class BFTTrainer(SFTTrainer):
             loading = {"quantization": quantization.to_dict() if quantization is not None else None}
             write_text(folder / "base_model.json", json.dumps(loading, indent=2, default=str) + "\n")
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        super().create_model_card(*args, **kwargs)
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None
+    ) -> None:
+        names = [name and markdown.text(name) for name in (model_name, dataset_name)]
+        super().create_model_card(*names, tags)
         if self.is_world_process_zero():
             card = Path(self.args.output_dir, "README.md")
             base = Path(self.model.config._name_or_path).name

@@ -37,7 +37,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from bft_trl import BFTConfig, BFTTrainer, load_gene_sets
+from bft_trl import BFTConfig, BFTTrainer, load_gene_sets, markdown
 from bft_trl.atomic import write_text
 from bft_trl.checkpoints import check_checkpoint, last_complete_checkpoint
 from bft_trl.data.loading import as_conversations, load_split, load_splits
@@ -348,7 +348,7 @@ def report(
         "names": names,
     }
     write_text(out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    lines = [f"Base model: {source}."]
+    lines = [f"Base model: {markdown.text(source)}."]
     if after is not None:
         lines.append(
             f"Held-out nll: {before:.3f} before, {after:.3f} with the adapter that is kept, of step "
@@ -358,7 +358,7 @@ def report(
     lines.append(f"Training and its evaluations took {seconds / 60:.1f} minutes; peak memory {memory}.")
     if names:
         lines += ["", "Names for held-out gene sets:", "", "| reference | before | after |", "|---|---|---|"]
-        lines += ["| " + " | ".join(value.replace("|", "\\|") for value in row.values()) + " |" for row in names]
+        lines += [f"| {' | '.join(markdown.text(value) for value in row.values())} |" for row in names]
     card = out / "README.md"
     write_text(
         card,

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 # Read when the libraries are imported: no test may reach out.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -90,7 +91,7 @@ def sample_rows(count: int, *, seed: int = 0, longest: int = 40) -> list[dict[st
     return rows
 
 
-def build_config(output_dir: Path | str, **overrides: object) -> BFTConfig:
+def build_config(output_dir: Path | str, **overrides: Any) -> BFTConfig:
     """float32 on the CPU without anything random but the data order."""
     return BFTConfig(
         **{

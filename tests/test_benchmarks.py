@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -11,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import head
 import isolated
+import memory
 
 
 @pytest.mark.parametrize("share", [0.4, 1.0])
@@ -64,3 +66,37 @@ def test_a_killed_run_leaves_the_old_rows(tmp_path, monkeypatch):
     isolated.measure_all(script, [{"part": "b", "arm": "y"}], repeats=2, memory_gib=1, out=out)
     rows = pd.read_csv(out)
     assert rows[["part", "arm", "seconds"]].to_numpy().tolist() == [["a", "x", 1], ["b", "y", 3], ["b", "y", 3]]
+
+
+def test_growth_is_the_slope_after_the_warm_up():
+    """40 KiB a step in the first quarter, then 3 KiB a step: from step 510, the first after it, to step 2,000."""
+    steps = np.arange(10, 2001, 10)
+    kib = 100_000 + np.where(steps <= 500, 40 * steps, 20_000 + 3 * (steps - 500))
+    found = memory.growth(pd.DataFrame({"step": steps, "kib": kib}))
+    assert found["n"] == 150
+    assert found["slope"] == pytest.approx(3)
+    assert found["first"] == pytest.approx((100_000 + 20_000 + 30) / 1024)
+    assert found["last"] == pytest.approx((100_000 + 20_000 + 4_500) / 1024)
+
+
+@pytest.mark.parametrize("slope", [0.0, 2.0])
+def test_the_interval_of_the_growth_holds_it(slope):
+    """With noise that is alike in neighbouring samples, as an allocator's is, at least 85 of 100 intervals hold it."""
+    steps = np.arange(10, 2001, 10)
+    held = 0
+    for seed in range(100):
+        noise = np.convolve(np.random.default_rng(seed).normal(0, 300, len(steps) + 4), np.ones(5) / 5, "valid")
+        found = memory.growth(pd.DataFrame({"step": steps, "kib": 700_000 + slope * steps + noise}))
+        held += found["low"] <= slope <= found["high"]
+    assert held >= 85
+
+
+def test_a_leak_in_the_process_is_seen():
+    """64 KiB that are kept at every step."""
+    kept = []
+    samples = []
+    for step in range(0, 400, 2):
+        kept += [bytearray(b"x" * 65_536) for _ in range(2)]
+        samples.append((step, isolated.resident() / 1024))
+    found = memory.growth(pd.DataFrame(samples, columns=["step", "kib"]))
+    assert found["slope"] == pytest.approx(64, rel=0.15)

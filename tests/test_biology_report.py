@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from test_pages import Structure, check_structure
 
 from bft_trl.cli import main
 
@@ -62,6 +63,7 @@ def check_page(out):
     for plot in [*out.glob("*.png")]:
         assert plot.read_bytes().startswith(b"\x89PNG")
         assert plot.with_suffix(".svg").read_text().rstrip().endswith("</svg>")
+    check_structure(Structure(page))
     assert not list(out.glob(".*"))
 
 

@@ -1,11 +1,14 @@
 """The data card: a README beside data files that says what they hold, from what and by which command."""
 
 import hashlib
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+
+from bft_trl import markdown
 
 
 def data_card(
@@ -36,8 +39,9 @@ def data_card(
         unit: what a row is called in headings.
     """
     heading, figure = extra_column
-    written = [(f"`{path.name}`", len(table), figure(table), sha256(path)) for path, table in files.items()]
-    read = [(f"`{path.name}`", sha256(path)) for path in inputs]
+    written = [(markdown.code(path.name), len(table), figure(table), sha256(path)) for path, table in files.items()]
+    read = [(markdown.code(path.name), sha256(path)) for path in inputs]
+    named = [(markdown.text(name), rows, leaks) for name, rows, leaks in excluded]
     entries = "\n".join(_wrapped(f"- {line}", subsequent_indent="  ") for line in attribution)
     typed = " \\\n    ".join(command)
     made_from = f"\n{_markdown(['from', 'sha256'], read)}\n" if read else ""
@@ -49,7 +53,7 @@ def data_card(
 
 {_wrapped(exclusion)}
 
-{_markdown(["evaluation sets", unit, "leaks"], list(excluded) or [("none given", "", "")])}
+{_markdown(["evaluation sets", unit, "leaks"], named or [("none given", "", "")])}
 
 ## Attribution
 
@@ -57,9 +61,7 @@ def data_card(
 
 ## Made by
 
-```
-{typed}
-```
+{markdown.code_block(typed)}
 {made_from}"""
 
 
@@ -81,5 +83,5 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    text = str(value).replace("|", "\\|")
+    text = re.sub(r"(?<!\\)\|", r"\\|", str(value))
     return text if text == "---" else f" {text} " if text else " "

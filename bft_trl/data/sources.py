@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from bft_trl import markdown
 from bft_trl.data.bioconductor import bioconductor_versions, read_bioconductor
 from bft_trl.data.gene_ontology import obo_gaf_versions, read_obo_gaf
 from bft_trl.data.tables import check_sizes, read_gene_sets, read_gmt
@@ -43,7 +44,7 @@ class Source:
 
 def bioconductor_source(org_db: Path, go_db: Path, *, min_genes: int = 3, max_genes: int = 100) -> Source:
     """GO biological processes of [`read_bioconductor`]."""
-    dates = bioconductor_versions(go_db)
+    dates = {key: markdown.text(date) for key, date in bioconductor_versions(go_db).items()}
     return Source(
         sets=read_bioconductor(org_db, go_db, min_genes=min_genes, max_genes=max_genes),
         label="go_bp",
@@ -68,7 +69,7 @@ def obo_gaf_source(
 ) -> Source:
     """GO biological processes of [`read_obo_gaf`]."""
     sets = read_obo_gaf(obo, gaf, evidence=evidence, min_genes=min_genes, max_genes=max_genes)
-    versions = obo_gaf_versions(obo, gaf)
+    versions = {key: markdown.text(version) for key, version in obo_gaf_versions(obo, gaf).items()}
     chosen = f" with evidence {', '.join(code.upper() for code in evidence)}" if evidence else ""
     return Source(
         sets=sets,
@@ -110,9 +111,12 @@ def _published(path: Path, sets: pd.DataFrame, option: str, min_genes: int, max_
     return Source(
         sets=sets[sets["genes"].str.len().between(min_genes, max_genes)].reset_index(drop=True),
         label=Path(path.name.removesuffix(".gz")).stem,
-        title=f"Gene sets of {path.name}",
+        title=f"Gene sets of {markdown.text(path.name)}",
         description=f"Gene sets {ROW}",
-        attribution=[f"{path.name}: as published by the file's author; check its licence before you pass this on."],
+        attribution=[
+            f"{markdown.text(path.name)}: as published by the file's author; "
+            "check its licence before you pass this on."
+        ],
         files=[path],
         options=[option, path.name],
         min_genes=min_genes,

@@ -63,6 +63,6 @@ def history_figure(history: pd.DataFrame) -> Any:
 def plot_history(history: pd.DataFrame, path: Path, *, title: str) -> None:
     """Writes [`history_figure`] to `path`; the suffix decides the format (PNG, SVG, PDF)."""
     figure = history_figure(history)
-    figure.suptitle(plain(title))
+    figure.suptitle(plain(title, longest=100))
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)

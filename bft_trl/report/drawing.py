@@ -18,6 +18,8 @@ def saved(figure: Any, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def plain(name: str) -> str:
-    """A name that matplotlib does not take for a formula."""
-    return (name if len(name) <= 44 else f"{name[:43]}…").replace("$", r"\$")
+def plain(name: str, *, longest: int = 44) -> str:
+    """A name in one line that matplotlib takes neither for a formula nor, in a legend, for one to leave out."""
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(name))
+    shown = shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+    return (f" {shown}" if shown.startswith("_") else shown).replace("$", r"\$")

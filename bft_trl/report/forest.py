@@ -77,5 +77,7 @@ def _draw(axis: Any, panel: tuple[str, str], rows: list[Mapping[str, Any]], floo
     axis.spines[["top", "right"]].set_visible(False)
     task, metric = panel
     axis.set_title(
-        f"{task}, {metric}\n(n = {rows[0]['n']}, baseline {rows[0]['baseline_score']:.3g})", fontsize=9, loc="left"
+        f"{plain(task)}, {plain(metric)}\n(n = {rows[0]['n']}, baseline {rows[0]['baseline_score']:.3g})",
+        fontsize=9,
+        loc="left",
     )

@@ -97,7 +97,10 @@ _SCORER = ("scorer_version", "encoder_fingerprint", "background_fingerprint")
 
 
 def _load_lm_eval(folder: Path) -> dict[str, TaskScores]:
-    files = sorted(folder.rglob("results_*.json"), key=lambda file: file.name)
+    # Not those of a panel, which `eval --panel` keeps below: it is compared in a page of its own.
+    panel = [folder / "panel" / name for name in ("base", "tuned")]
+    files = [file for file in folder.rglob("results_*.json") if not any(file.is_relative_to(part) for part in panel)]
+    files.sort(key=lambda file: file.name)
     if not files:
         raise FileNotFoundError(
             f"`runs`: {folder} holds neither lm-eval's results_*.json nor a scores.json of `bft-trl score`."

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from bft_trl import markdown
+
 
 def environment(*, autoescape: bool) -> Any:
     """The templates of this folder, with the filters that they use; `script_hash` is of the one script of a page."""
@@ -15,7 +17,7 @@ def environment(*, autoescape: bool) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {"number": number, "signed": _signed, "p": _p, "cell": _cell, "code": _code}
+    filters: dict[str, Any] = {"number": number, "signed": _signed, "p": _p, "cell": markdown.text, "code": _code}
     templates.filters |= filters
     templates.globals["script_hash"] = None
     return templates
@@ -46,11 +48,6 @@ def _signed(value: float) -> str:
 
 def _p(value: float) -> str:
     return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
-
-
-def _cell(value: Any) -> str:
-    """A text inside a Markdown table."""
-    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def _code(text: str) -> Any:
