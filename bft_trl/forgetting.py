@@ -49,7 +49,7 @@ def check_panel(
         if given(passed_on, *flags):
             raise ValueError(f"`{flags[0]}` does not go with `panel`: {reason}.")
     check_folder(out)
-    known = TaskManager(include_path=include_path(tasks, passed_on))
+    known = TaskManager(include_path=include_path(tasks, passed_on), metadata={**run.model_args(), **(metadata or {})})
     unknown = [task for task in tasks if not task.endswith(".yaml") and not known.match_tasks([task])]
     unknown += [task for task in tasks if task.endswith(".yaml") and not Path(task).is_file()]
     if unknown:
@@ -60,6 +60,10 @@ def check_panel(
     missing = available(tasks, metadata or {})[1]
     if missing:
         raise ValueError("`panel`: " + "; ".join(f"{task}: {reason}" for task, reason in missing.items()))
+    try:
+        known.load([task for task in tasks if not task.endswith(".yaml")])  # which fetches what is not in the cache
+    except OSError as error:
+        raise ValueError(f"`panel`: the data of its tasks cannot be loaded ({error}).") from error
 
 
 def evaluate_panel(

@@ -238,6 +238,19 @@ def test_refusals_before_anything_runs(world, tmp_path, capsys, flags, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_data_that_cannot_be_reached_stop_before_anything_runs(world, tmp_path, capsys):
+    task = world / "tasks" / "unreachable.yaml"
+    task.write_text(
+        TASK.format(name="unreachable").replace(
+            "custom_dataset: !function rows.unreachable", "dataset_path: nobody/none"
+        )
+    )
+    assert main([*without_panel(world, tmp_path / "out"), "--panel", "known_panel,unreachable"]) == 2
+    task.unlink()
+    assert "`panel`: the data of its tasks cannot be loaded" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_panel_needs_an_adapter(world, tmp_path, capsys):
     call = ["eval", "--model", str(world / "base"), "--tasks", "known_domain", "--out", str(tmp_path / "out")]
     assert main([*call, "--panel", "known_panel"]) == 2
