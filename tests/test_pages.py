@@ -62,7 +62,7 @@ ATTRIBUTES = {
         "rdf:resource",
         "style",
     ),
-    *("transform", "type", "version", "viewbox", "width", "x", "y", "xlink:href"),
+    *("style", "transform", "type", "version", "viewbox", "width", "x", "y", "xlink:href"),
     *("xmlns", "xmlns:cc", "xmlns:dc", "xmlns:rdf", "xmlns:xlink"),
 }
 
