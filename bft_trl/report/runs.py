@@ -97,7 +97,13 @@ _SCORER = ("scorer_version", "encoder_fingerprint", "background_fingerprint")
 
 
 def _load_lm_eval(folder: Path) -> dict[str, TaskScores]:
-    files = sorted(folder.rglob("results_*.json"), key=lambda file: file.name)
+    # Hidden folders are of an evaluation that is going on, or was killed.
+    visible = (
+        file
+        for file in folder.rglob("results_*.json")
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+    files = sorted(visible, key=lambda file: file.name)
     if not files:
         raise FileNotFoundError(
             f"`runs`: {folder} holds neither lm-eval's results_*.json nor a scores.json of `bft-trl score`."
