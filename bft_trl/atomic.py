@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -49,6 +50,28 @@ def replacing_all(*paths: Path) -> Iterator[list[Path]]:
                 raise IsADirectoryError(f"{path} is a folder, where a file is to be written.")
         for path in paths:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder` whose files take the places of older ones when the block ends without error.
+
+    Each is whole, and old and new are never mixed; files of other names stay. They come in the reverse order of their
+    names: samples before results, weights before the configuration without which nobody looks for them.
+    """
+    temporary = folder / ".unfinished"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        files = sorted(path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file())
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
+        for name in reversed(files):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).replace(folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_folder(out: Path, *, name: str = "out") -> None:

@@ -2,13 +2,12 @@
 
 import json
 import logging
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bft_trl.atomic import check_folder
+from bft_trl.atomic import check_folder, replacing_folder
 from bft_trl.data.evaluation_sets import load_background
 from bft_trl.data.tables import read_json_object
 from bft_trl.run_folder import Run
@@ -17,8 +16,6 @@ logger = logging.getLogger(__name__)
 
 # The name of lm-eval's Hugging Face model with a quantized base, registered when it is needed.
 QUANTIZED = "bft-quantized"
-# Folder inside the output for what lm-eval writes, which is in place. A hidden one: `compare` looks into none.
-UNFINISHED = ".unfinished"
 
 
 def tasks_path() -> Path:
@@ -63,51 +60,42 @@ def evaluate(
     if run.quantization is not None:
         _register_quantized(run.quantization)
     check_folder(out)  # lm-eval only warns where it cannot save, after all the work
-    written = out / UNFINISHED
-    shutil.rmtree(written, ignore_errors=True)  # of a run that was killed
-    arguments = [
-        *("--model", QUANTIZED if run.quantization is not None else "hf"),
-        *("--model_args", json.dumps(run.model_args())),
-        *("--tasks", ",".join(present)),
-        *("--include_path", str(tasks_path())),
-        *("--output_path", str(written)),
-        "--log_samples",
-        *(["--metadata", json.dumps(settings)] if settings else []),
-        *(["--apply_chat_template"] if run.chat_template else []),
-        *passed_on,
-    ]
-    logger.info("lm_eval run %s", " ".join(arguments))
     own = sys.argv
-    sys.argv = ["lm_eval", "run", *arguments]  # the entry point takes no other arguments
-    try:
-        cli_evaluate()
-        _take_over(written, out)
-    finally:
-        sys.argv = own
-        shutil.rmtree(written, ignore_errors=True)
+    with replacing_folder(out) as written:  # lm-eval writes in place
+        arguments = [
+            *("--model", QUANTIZED if run.quantization is not None else "hf"),
+            *("--model_args", json.dumps(run.model_args())),
+            *("--tasks", ",".join(present)),
+            *("--include_path", str(tasks_path())),
+            *("--output_path", str(written)),
+            "--log_samples",
+            *(["--metadata", json.dumps(settings)] if settings else []),
+            *(["--apply_chat_template"] if run.chat_template else []),
+            *passed_on,
+        ]
+        logger.info("lm_eval run %s", " ".join(arguments))
+        sys.argv = ["lm_eval", "run", *arguments]  # the entry point takes no other arguments
+        try:
+            cli_evaluate()
+        finally:
+            sys.argv = own
+        _check_written(written, out)
     return missing
 
 
-def _take_over(written: Path, out: Path) -> None:
-    """Moves what lm-eval has written to `out`, the results after the samples that belong to them.
-
-    Raises OSError where something is missing or cut short: lm-eval only logs what it could not save.
-    """
+def _check_written(written: Path, out: Path) -> None:
+    """Raises OSError where results or samples are missing or cut short: lm-eval only logs what it could not save."""
     results = list(written.rglob("results_*.json"))
     if not results:
-        raise OSError(f"lm-eval saved no results for {out}; its last lines say why.")
+        raise OSError(f"lm-eval saved no results in {out}; its last lines say why.")
     for file in results:
         for task, count in read_json_object(file)["n-samples"].items():
             samples = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
             lines = samples.read_bytes().count(b"\n") if samples.is_file() else 0
             if lines < count["effective"]:
                 raise OSError(
-                    f"lm-eval saved {lines} of {count['effective']} samples of {task} for {out}: is the disk full?"
+                    f"{out}: of {task} {lines} of {count['effective']} samples were saved. Is the disk full?"
                 )
-    for file in sorted(written.rglob("*.json*"), key=lambda file: (file in results, file.name)):
-        target = out / file.relative_to(written)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(target)
 
 
 def available(tasks: Sequence[str], metadata: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:

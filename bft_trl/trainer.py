@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,16 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-from bft_trl.atomic import write_text
-from bft_trl.checkpoints import check_checkpoint, check_output_dir, check_same_objective, last_complete_checkpoint
+from bft_trl.atomic import exclusive, replacing_folder, write_text
+from bft_trl.checkpoints import (
+    CHECKSUMS,
+    check_checkpoint,
+    check_output_dir,
+    check_same_objective,
+    last_complete_checkpoint,
+    saving_into,
+    write_checksums,
+)
 from bft_trl.config import BFTConfig
 from bft_trl.dataset_checks import check_dataset, has_target, no_supervised_token
 from bft_trl.lm_head import frozen_head_obstacle, use_frozen_head
@@ -327,15 +336,29 @@ class BFTTrainer(SFTTrainer):
             )
         if resume_from_checkpoint:
             check_same_objective(Path(resume_from_checkpoint), self.args.objective())
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        with exclusive(Path(self.args.output_dir), name="output_dir") if self.args.should_save else nullcontext():
+            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
     def _save_checkpoint(self, model: PreTrainedModel, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         if self.args.should_save:
             # A checkpoint is complete once it has its trainer_state.json, which is written last. Overwriting an older
             # run's folder must not leave that run's file beside half of our weights.
-            state = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}", "trainer_state.json")
-            state.unlink(missing_ok=True)
-        super()._save_checkpoint(model, trial)
+            for name in ("trainer_state.json", CHECKSUMS):
+                (folder / name).unlink(missing_ok=True)
+        with saving_into(folder, resumable=True):
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save and folder.is_dir():  # `save_total_limit` may have removed it
+                write_checksums(folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """In place for a checkpoint, whose last file says that it is whole; else beside, and then moved."""
+        folder = Path(output_dir or self.args.output_dir)
+        if folder.name.startswith("checkpoint-") or not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        with saving_into(folder, resumable=False), replacing_folder(folder) as temporary:
+            super()._save(str(temporary), state_dict)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)

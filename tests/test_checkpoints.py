@@ -12,7 +12,7 @@ import torch
 from conftest import build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 from peft import LoraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
 
 from bft_trl import BFTTrainer
@@ -43,6 +43,14 @@ def adapter_run(folder, callbacks=None, **config):
 
 def adapter_of(folder):
     return load_file(Path(folder) / "checkpoint-6" / "adapter_model.safetensors")
+
+
+def empty_checkpoint(folder, weights="model.safetensors"):
+    """All that a checkpoint must have, with nothing in it."""
+    (folder / weights).parent.mkdir(parents=True)
+    save_file({}, folder / weights)
+    torch.save({}, folder / "optimizer.pt")
+    (folder / "trainer_state.json").write_text("{}")
 
 
 def kill_at(folder, moment):
@@ -92,9 +100,7 @@ def test_overwriting_an_older_run_leaves_no_mixture(tmp_path):
 )
 def test_missing_parts(damage, reason, tmp_path):
     folder = tmp_path / "checkpoint-3"
-    folder.mkdir()
-    for name in ("trainer_state.json", "optimizer.pt", "model.safetensors"):
-        (folder / name).write_text("{}")
+    empty_checkpoint(folder)
     assert missing_part(folder) is None
     damage(folder)
     assert reason in missing_part(folder)
@@ -126,18 +132,13 @@ def test_resume_with_another_objective_is_refused(tmp_path):
 
 def test_named_adapters_are_complete_checkpoints(tmp_path):
     folder = tmp_path / "checkpoint-3"
-    (folder / "bio").mkdir(parents=True)
-    for name in ("trainer_state.json", "optimizer.pt", "bio/adapter_model.safetensors"):
-        (folder / name).write_text("{}")
+    empty_checkpoint(folder, weights="bio/adapter_model.safetensors")
     assert missing_part(folder) is None
 
 
 def test_numbers_are_compared_as_numbers(tmp_path):
     for step in (2, 10):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        for name in ("trainer_state.json", "optimizer.pt", "model.safetensors"):
-            (folder / name).write_text("{}")
+        empty_checkpoint(tmp_path / f"checkpoint-{step}")
     (tmp_path / "checkpoint-best").mkdir()
     assert last_complete_checkpoint(tmp_path) == (str(tmp_path / "checkpoint-10"), [])
 

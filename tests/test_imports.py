@@ -14,7 +14,7 @@ ALLOWED = {
     "lm_head": set(),
     "prompts": set(),
     "atomic": set(),
-    "checkpoints": set(),
+    "checkpoints": {"atomic"},
     "model_card": set(),
     "config": set(),
     "demo_model": set(),
