@@ -339,6 +339,13 @@ class BFTTrainer(SFTTrainer):
         with exclusive(Path(self.args.output_dir), name="output_dir") if self.args.should_save else nullcontext():
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # From a checkpoint that has all steps, as a run has that was killed before its end, transformers trains another.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model: PreTrainedModel, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         if self.args.should_save:

@@ -17,6 +17,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +43,7 @@ from bft_trl.checkpoints import last_complete_checkpoint, missing_part
 from bft_trl.cli import main
 from bft_trl.embeddings import interactions
 from bft_trl.embeddings.classifiers import Fit
+from bft_trl.evaluation import tasks_path
 
 # --- what is run -----------------------------------------------------------------------------------------------------
 
@@ -254,7 +257,9 @@ def in_child(
         while True:
             left = None if after is None else max(started + after - time.monotonic(), 0)
             if not select.select([pipe], [], [], left)[0]:
-                os.killpg(child, signal.SIGKILL)
+                os.kill(child, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it had begun none
+                    os.killpg(child, signal.SIGKILL)
                 after = None
                 continue
             block = pipe.read(1 << 16)
@@ -466,6 +471,13 @@ class Zygote:
 def serve() -> None:
     """The other side: one request a line."""
     import statsmodels.api  # noqa: F401
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import TaskIndex
+
+    # Each evaluation would read the 14,000 YAML files of lm-eval anew.
+    build = lru_cache(TaskIndex.build)
+    TaskIndex.build = staticmethod(lambda paths: build(tuple(map(Path, paths))))
+    TaskManager(include_path=str(tasks_path()))
 
     for line in sys.stdin:
         module, function, arguments = json.loads(line)
