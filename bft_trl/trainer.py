@@ -340,7 +340,7 @@ class BFTTrainer(SFTTrainer):
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # From a checkpoint that has all steps, as a run has that was killed before its end, transformers trains another.
+        # From a checkpoint with all steps, which a run has that was killed at its end, transformers trains another.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
