@@ -1,11 +1,12 @@
 """Files that are written whole or not at all, by one run at a time: a reader sees the old file or the new one."""
 
+import json
 import logging
 import os
 import platform
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +17,8 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
+# CRC-32 of files that have no checksum inside.
+CHECKSUMS = "checksums.json"
 # What this process holds by `exclusive`: a lock is not asked for twice, as from a command and from what it calls.
 _held: set[Path] = set()
 
@@ -96,6 +99,31 @@ def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def record_checksums(folder: Path, paths: Iterable[Path]) -> None:
+    """Writes the CRC-32 of files under `folder` into its [`CHECKSUMS`]."""
+    found = {str(path.relative_to(folder)): _crc32(path) for path in sorted(paths)}
+    write_text(folder / CHECKSUMS, json.dumps(found, indent=2) + "\n")
+
+
+def changed_file(folder: Path) -> str | None:
+    """A file that is not what [`record_checksums`] found, or is missing; None where all are."""
+    try:
+        recorded = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        return next((name for name, known in recorded.items() if _crc32(folder / name) != known), None)
+    except (ValueError, AttributeError):
+        return CHECKSUMS
+    except FileNotFoundError as error:
+        return Path(error.filename).name
+
+
+def _crc32(path: Path) -> str:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
 
 
 @contextmanager

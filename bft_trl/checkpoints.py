@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bft_trl.atomic import write_text
+from bft_trl.atomic import CHECKSUMS, changed_file, record_checksums
 
 WEIGHT_FILES = (
     "adapter_model.safetensors",
@@ -20,8 +20,6 @@ WEIGHT_FILES = (
     "adapter_model.bin",
     "pytorch_model.bin",
 )
-# Of our own, written after all others: CRC-32 of the files that have no checksum inside.
-CHECKSUMS = "checksums.json"
 
 
 def missing_part(folder: Path) -> str | None:
@@ -58,14 +56,9 @@ def _damaged_part(folder: Path) -> str | None:
     for path in sorted([*folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.bin")]):
         if not _is_whole_zip(path):
             return f"its {path.name} is cut short or damaged"
-    try:
-        recorded = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-    except FileNotFoundError:  # a checkpoint of plain TRL, or a run that was killed just before
-        return None
-    except ValueError:
-        return f"its {CHECKSUMS} is damaged"
-    changed = [name for name, known in recorded.items() if _checksum(folder / name) != known]
-    return f"its {changed[0]} is not what was written (CRC-32)" if changed else None
+    # A checkpoint of plain TRL has none, nor has one of a run that was killed just before.
+    changed = changed_file(folder) if (folder / CHECKSUMS).is_file() else None
+    return f"its {changed} is not what was written (CRC-32)" if changed else None
 
 
 def _is_whole_safetensors(path: Path) -> bool:
@@ -100,19 +93,7 @@ def write_checksums(folder: Path) -> None:
     that is twice as large to write.
     """
     paths = [folder / "trainer_state.json", *folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]
-    found = {str(path.relative_to(folder)): _checksum(path) for path in sorted(paths) if path.is_file()}
-    write_text(folder / CHECKSUMS, json.dumps(found, indent=2) + "\n")
-
-
-def _checksum(path: Path) -> str | None:
-    """CRC-32 in hexadecimal digits, None where there is no such file."""
-    if not path.is_file():
-        return None
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            value = zlib.crc32(block, value)
-    return f"{value:08x}"
+    record_checksums(folder, [path for path in paths if path.is_file()])
 
 
 @contextmanager

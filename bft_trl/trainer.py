@@ -14,9 +14,8 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-from bft_trl.atomic import exclusive, replacing_folder, write_text
+from bft_trl.atomic import CHECKSUMS, exclusive, replacing_folder, write_text
 from bft_trl.checkpoints import (
-    CHECKSUMS,
     check_checkpoint,
     check_output_dir,
     check_same_objective,

@@ -17,7 +17,7 @@ ALLOWED = {
     "checkpoints": {"atomic"},
     "model_card": set(),
     "config": set(),
-    "demo_model": set(),
+    "demo_model": {"atomic"},
     "report.curves": {"atomic"},
     "metrics": {"weighting"},
     "warner": {"config", "metrics"},
@@ -44,7 +44,7 @@ ALLOWED = {
     "data.gene_sets": {
         *("atomic", "data.card", "data.leakage", "data.sources", "data.splits", "data.tables", "prompts"),
     },
-    "data.download": {"atomic"},
+    "data.download": {"atomic", "data.tables"},
     "data.evaluation_sets": {"data.download", "data.tables"},
     "data.medical": {"data.download", "data.tables", "prompts"},
     "data.documents": {"data.medical", "data.tables"},

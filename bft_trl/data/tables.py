@@ -13,7 +13,8 @@ from bft_trl.atomic import replacing, replacing_all
 from bft_trl.data.lines import numbered_lines
 
 READERS = {
-    ".parquet": pd.read_parquet,
+    # What we wrote has checksums, see `to_parquet`; other files are read without.
+    ".parquet": lambda path: pd.read_parquet(path, page_checksum_verification=True),
     ".csv": lambda path: pd.read_csv(path, **_CSV),
     ".tsv": lambda path: pd.read_csv(path, sep="\t", **_CSV),
     ".json": lambda path: pd.read_json(path, orient="records", **_JSON),
@@ -192,8 +193,8 @@ def write_together(files: Mapping[Path, pd.DataFrame | str]) -> None:
 
 
 def to_parquet(path: Path, table: pd.DataFrame) -> None:
-    """Writes a table in place, small."""
-    table.to_parquet(path, index=False, compression="zstd", compression_level=19)
+    """Writes a table in place, small, with a CRC-32 of each page: a flipped bit is an error, not another text."""
+    table.to_parquet(path, index=False, compression="zstd", compression_level=19, write_page_checksum=True)
 
 
 def _canonical(path: Path, table: pd.DataFrame) -> pd.DataFrame:

@@ -129,7 +129,7 @@ def write_profiles(
             )
             write_parquet(file, pd.DataFrame(texts, columns=["text", "finished"]).assign(gene=batch))
             progress.update(len(batch))
-    table = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    table = pd.concat([read_table(file, []) for file in files], ignore_index=True)
     manifest = _write(table, out, settings)
     shutil.rmtree(parts)
     return manifest
