@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, by one run at a time: a reader sees the old file or the new one."""
 
+import errno
 import json
 import logging
 import os
@@ -17,6 +18,8 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
+# No room, or no disk: errors in which libraries name no file.
+_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO") if hasattr(errno, name)}
 # CRC-32 of files that have no checksum inside.
 CHECKSUMS = "checksums.json"
 # What this process holds by `exclusive`: a lock is not asked for twice, as from a command and from what it calls.
@@ -27,7 +30,7 @@ _held: set[Path] = set()
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, of the same suffix, that takes its place when the block ends without error.
 
-    What a killed process left of such a file is removed.
+    What a killed process left of such a file is removed. A full disk is an OSError that names the folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
@@ -35,6 +38,13 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is None or error.errno not in _FULL:
+            raise
+        raise OSError(
+            f"{path.parent} cannot be written to ({os.strerror(error.errno)}); what was there is as it was. Make "
+            "room, or name another place."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -110,7 +110,9 @@ def saving_into(folder: Path, *, resumable: bool) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch.save has no error of its own; others of the model pass through.
-        if type(error) is RuntimeError and not re.search("PytorchStreamWriter|inline_container|open file", str(error)):
+        if type(error) is RuntimeError and not re.search(
+            "PytorchStreamWriter|inline_container|iostream|open file", str(error)
+        ):
             raise
         way_out = " Older checkpoints are untouched: `resume_from_checkpoint=True` goes on from one." * resumable
         raise OSError(

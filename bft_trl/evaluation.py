@@ -89,7 +89,11 @@ def _check_written(written: Path, out: Path) -> None:
     if not results:
         raise OSError(f"lm-eval saved no results in {out}; its last lines say why.")
     for file in results:
-        for task, count in read_json_object(file)["n-samples"].items():
+        try:
+            counts = read_json_object(file)["n-samples"]
+        except ValueError as error:
+            raise OSError(f"{out}: the results were cut short while they were saved. Is the disk full?") from error
+        for task, count in counts.items():
             samples = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
             lines = samples.read_bytes().count(b"\n") if samples.is_file() else 0
             if lines < count["effective"]:

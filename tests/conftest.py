@@ -125,5 +125,4 @@ def zygote(tmp_path_factory):
 
     started = Zygote(tmp_path_factory.mktemp("jobs"))
     yield started
-    started.process.stdin.close()
-    started.process.wait()
+    started.process.communicate()

@@ -232,16 +232,17 @@ def in_child(
     """
     root.mkdir(parents=True, exist_ok=True)
     reading, writing = os.pipe()
-    log = root.with_name(f"{root.name}.log")
+    saying = os.pipe()  # not a file: the disk may be full
     started = time.monotonic()
     child = os.fork()
     if child == 0:
         code = 99
         try:
             os.setsid()
-            os.close(reading)
+            for number in (reading, saying[0]):
+                os.close(number)
             for number in (1, 2):
-                os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+                os.dup2(saying[1], number)
             sys.stdout = io.TextIOWrapper(io.FileIO(1, "w"), write_through=True)
             sys.stderr = io.TextIOWrapper(io.FileIO(2, "w"), write_through=True)
             huggingface_hub.constants.HF_HOME = str(root / "home")
@@ -251,25 +252,28 @@ def in_child(
             traceback.print_exc()
         finally:
             os._exit(code)
-    os.close(writing)
-    with io.FileIO(reading) as pipe:
-        content = b""
-        while True:
-            left = None if after is None else max(started + after - time.monotonic(), 0)
-            if not select.select([pipe], [], [], left)[0]:
-                os.kill(child, signal.SIGKILL)
-                with suppress(ProcessLookupError):  # it had begun none
-                    os.killpg(child, signal.SIGKILL)
-                after = None
-                continue
-            block = pipe.read(1 << 16)
+    for number in (writing, saying[1]):
+        os.close(number)
+    read = {reading: b"", saying[0]: b""}
+    open_pipes = set(read)
+    while open_pipes:
+        left = None if after is None else max(started + after - time.monotonic(), 0)
+        ready = select.select(open_pipes, [], [], left)[0]
+        if not ready:
+            os.kill(child, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it had begun none
+                os.killpg(child, signal.SIGKILL)
+            after = None
+        for pipe in ready:
+            block = os.read(pipe, 1 << 16)
+            read[pipe] += block
             if not block:
-                break
-            content += block
+                open_pipes.remove(pipe)
+                os.close(pipe)
     _, status = os.waitpid(child, 0)
     seconds = time.monotonic() - started
-    writes = [tuple(json.loads(line)) for line in content.decode().splitlines()]
-    return Ended(os.waitstatus_to_exitcode(status), writes, seconds, log.read_text(errors="replace"))
+    writes = [tuple(json.loads(line)) for line in read[reading].decode().splitlines()]
+    return Ended(os.waitstatus_to_exitcode(status), writes, seconds, read[saying[0]].decode(errors="replace"))
 
 
 def _watch(root: Path, pipe: int, at_write: int | None, *, halved: bool) -> None:
@@ -360,8 +364,8 @@ def content(path: Path, root: Path) -> str:
         return _digest(sorted(safetensors.torch.load_file(path).items()))
     if kind in (".pt", ".pth"):
         return _digest(torch.load(path, weights_only=False))
-    if kind == ".npy":
-        return _digest(np.load(path))
+    if kind == ".npz":
+        return _digest(np.load(path)["vectors"])
     if kind == ".png":
         assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -410,7 +414,20 @@ def _digest(value: Any) -> str:
 
 def run(name: str, world: Path, root: Path, seed: int = 0, **how: Any) -> Ended:
     """A job in a child."""
+    if name == "eval":
+        keep_task_index()
     return in_child(lambda: JOBS[name](world, root, seed), root, **how)
+
+
+@lru_cache
+def keep_task_index() -> None:
+    """Reads the 14,000 YAML files of lm-eval once, for all children."""
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import TaskIndex
+
+    build = lru_cache(TaskIndex.build)
+    TaskIndex.build = staticmethod(lambda paths: build(tuple(map(Path, paths))))
+    TaskManager(include_path=str(tasks_path()))
 
 
 def older_results(name: str, world: Path, base: Path) -> Path | None:
@@ -429,9 +446,8 @@ def file_name(name: str) -> str:
 
 def new_root(name: str, base: Path, older: Path | None = None) -> Path:
     """A folder of its own for a run, with a copy of older results in it."""
-    number = sum(1 for _ in base.glob(f"{file_name(name)}-[0-9]*.log"))
+    number = sum(1 for _ in base.glob(f"{file_name(name)}-[0-9]*"))
     root = base / f"{file_name(name)}-{number}"
-    root.with_name(f"{root.name}.log").touch()
     if older is None:
         root.mkdir()
     else:
@@ -471,13 +487,6 @@ class Zygote:
 def serve() -> None:
     """The other side: one request a line."""
     import statsmodels.api  # noqa: F401
-    from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._index import TaskIndex
-
-    # Each evaluation would read the 14,000 YAML files of lm-eval anew.
-    build = lru_cache(TaskIndex.build)
-    TaskIndex.build = staticmethod(lambda paths: build(tuple(map(Path, paths))))
-    TaskManager(include_path=str(tasks_path()))
 
     for line in sys.stdin:
         module, function, arguments = json.loads(line)
