@@ -125,4 +125,5 @@ def zygote(tmp_path_factory):
 
     started = Zygote(tmp_path_factory.mktemp("jobs"))
     yield started
+    started.process.kill()
     started.process.communicate()
