@@ -4,9 +4,11 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from bft_trl.atomic import exclusive
 from bft_trl.data.commands import add_data_commands
 from bft_trl.embeddings.commands import add_embedding_commands
 from bft_trl.samples.commands import add_sample_commands
@@ -24,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if passed_on and args.run is not _eval:
         _parser().error(f"unrecognized arguments: {' '.join(passed_on)}")
     try:
-        return args.run(args)
+        with ExitStack() as stack:
+            for name in ("out", "drop"):  # where a command writes
+                place = getattr(args, name, None)
+                if place is not None:
+                    stack.enter_context(exclusive(place, name=name))
+            return args.run(args)
     except (ValueError, OSError, ModuleNotFoundError) as error:  # the last: an extra that is not installed
         sys.stderr.write(f"bft-trl: error: {error}\n")
         return 2

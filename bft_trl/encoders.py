@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import zipfile
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -103,20 +104,22 @@ def cached_vectors(encoder: Encoder, texts: Sequence[str], *, cache: Path | None
 
         cache = Path(HF_HOME) / "bft_trl" / "vectors"
     content = hashlib.sha256("\n".join([encoder.fingerprint, *texts]).encode()).hexdigest()[:16]
-    file = cache / f"{content}.npy"
+    file = cache / f"{content}.npz"  # a zip file: its CRC-32 says whether a bit has changed
     if file.is_file():
         try:
-            vectors = np.load(file)  # never unpickles
+            with np.load(file) as stored:  # never unpickles
+                vectors = stored["vectors"]
             if vectors.shape == (len(texts), encoder.dimension):
                 return vectors, content
             logger.warning("%s is damaged (shape %s): encoding anew.", file, vectors.shape)
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        # Of cut and changed files; the last two of a header that asks for what zipfile does not do.
+        except (ValueError, EOFError, LookupError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
             logger.warning("%s is damaged (%s): encoding anew.", file, error)
     logger.info("Encoding %d texts with %s, once; kept in %s", len(texts), encoder.model, file)
     vectors = encoder.encode(texts)
     try:
         with replacing(file) as temporary:
-            np.save(temporary, vectors)
+            np.savez(temporary, vectors=vectors)
     except OSError as error:
         logger.warning("%s cannot be kept (%s): the next run will encode again.", file, error)
     return vectors, content

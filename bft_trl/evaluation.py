@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bft_trl.atomic import check_folder
+from bft_trl.atomic import check_folder, replacing_folder
 from bft_trl.data.evaluation_sets import load_background
+from bft_trl.data.tables import read_json_object
 from bft_trl.run_folder import Run
 
 logger = logging.getLogger(__name__)
@@ -74,28 +75,46 @@ def evaluate(
     if run.quantization is not None:
         _register_quantized(run.quantization)
     check_folder(out)  # lm-eval only warns where it cannot save, after all the work
-    before = set(out.rglob("results_*.json"))
-    arguments = [
-        *("--model", QUANTIZED if run.quantization is not None else "hf"),
-        *("--model_args", json.dumps(run.model_args())),
-        *("--tasks", ",".join(present)),
-        *("--include_path", include_path(present, passed_on)),
-        *("--output_path", str(out)),
-        "--log_samples",
-        *(["--metadata", json.dumps(settings)] if settings else []),
-        *(["--apply_chat_template"] if run.chat_template else []),
-        *_user_folder().parse_known_args(passed_on)[1],
-    ]
-    logger.info("lm_eval run %s", " ".join(arguments))
     own = sys.argv
-    sys.argv = ["lm_eval", "run", *arguments]  # the entry point takes no other arguments
-    try:
-        cli_evaluate()
-    finally:
-        sys.argv = own
-    if not set(out.rglob("results_*.json")) - before:
-        raise OSError(f"lm-eval saved no results in {out}; its last lines say why.")
+    with replacing_folder(out) as written:  # lm-eval writes in place
+        arguments = [
+            *("--model", QUANTIZED if run.quantization is not None else "hf"),
+            *("--model_args", json.dumps(run.model_args())),
+            *("--tasks", ",".join(present)),
+            *("--include_path", include_path(present, passed_on)),
+            *("--output_path", str(written)),
+            "--log_samples",
+            *(["--metadata", json.dumps(settings)] if settings else []),
+            *(["--apply_chat_template"] if run.chat_template else []),
+            *_user_folder().parse_known_args(passed_on)[1],
+        ]
+        logger.info("lm_eval run %s", " ".join(arguments))
+        sys.argv = ["lm_eval", "run", *arguments]  # the entry point takes no other arguments
+        try:
+            cli_evaluate()
+        finally:
+            sys.argv = own
+        _check_written(written, out)
     return missing
+
+
+def _check_written(written: Path, out: Path) -> None:
+    """Raises OSError where results or samples are missing or cut short: lm-eval only logs what it could not save."""
+    results = list(written.rglob("results_*.json"))
+    if not results:
+        raise OSError(f"lm-eval saved no results in {out}; its last lines say why.")
+    for file in results:
+        try:
+            counts = read_json_object(file)["n-samples"]
+        except ValueError as error:
+            raise OSError(f"{out}: the results were cut short while they were saved. Is the disk full?") from error
+        for task, count in counts.items():
+            samples = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
+            lines = samples.read_bytes().count(b"\n") if samples.is_file() else 0
+            if lines < count["effective"]:
+                raise OSError(
+                    f"{out}: of {task} {lines} of {count['effective']} samples were saved. Is the disk full?"
+                )
 
 
 def available(tasks: Sequence[str], metadata: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,16 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from bft_trl import markdown
-from bft_trl.atomic import write_text
+from bft_trl.atomic import CHECKSUMS, exclusive, replacing_folder, write_text
 from bft_trl.batch import RecordingForward, Targets, count_samples, target_documents
-from bft_trl.checkpoints import check_checkpoint, check_output_dir, check_same_objective, last_complete_checkpoint
+from bft_trl.checkpoints import (
+    check_checkpoint,
+    check_output_dir,
+    check_same_objective,
+    last_complete_checkpoint,
+    saving_into,
+    write_checksums,
+)
 from bft_trl.config import BFTConfig
 from bft_trl.dataset_checks import check_dataset, has_target, no_supervised_token
 from bft_trl.lm_head import frozen_head_obstacle, use_frozen_head
@@ -417,12 +424,14 @@ class BFTTrainer(SFTTrainer):
             )
         if resume_from_checkpoint:
             check_same_objective(Path(resume_from_checkpoint), self.args.objective())
-        if self.args.should_save:
-            Path(self.args.output_dir, PAGE).unlink(missing_ok=True)  # of an earlier run
-        with self._recording(resume_from_checkpoint):
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-        if self.args.should_save and self.args.save_strategy != "no":
-            self.write_run_page()
+        locked = exclusive(Path(self.args.output_dir), name="output_dir") if self.args.should_save else nullcontext()
+        with locked:
+            if self.args.should_save:
+                Path(self.args.output_dir, PAGE).unlink(missing_ok=True)  # of an earlier run
+            with self._recording(resume_from_checkpoint):
+                output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+            if self.args.should_save and self.args.save_strategy != "no":
+                self.write_run_page()
         return output
 
     @contextmanager
@@ -455,15 +464,35 @@ class BFTTrainer(SFTTrainer):
         hub_name = self.args.hub_model_id
         self.create_model_card(model_name=hub_name.split("/")[-1] if hub_name else folder.name)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # From a checkpoint with all steps, which a run has that was killed at its end, transformers trains another.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model: PreTrainedModel, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         if self._sample_log:
             self._sample_log.flush()  # first: what lies behind a complete checkpoint is never seen again
         if self.args.should_save:
             # A checkpoint is complete once it has its trainer_state.json, which is written last. Overwriting an older
             # run's folder must not leave that run's file beside half of our weights.
-            state = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}", "trainer_state.json")
-            state.unlink(missing_ok=True)
-        super()._save_checkpoint(model, trial)
+            for name in ("trainer_state.json", CHECKSUMS):
+                (folder / name).unlink(missing_ok=True)
+        with saving_into(folder, resumable=True):
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save and folder.is_dir():  # `save_total_limit` may have removed it
+                write_checksums(folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """In place for a checkpoint, whose last file says that it is whole; else beside, and then moved."""
+        folder = Path(output_dir or self.args.output_dir)
+        if folder.name.startswith("checkpoint-") or not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        with saving_into(folder, resumable=False), replacing_folder(folder) as temporary:
+            super()._save(str(temporary), state_dict)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)

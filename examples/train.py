@@ -242,7 +242,9 @@ def main(argv: list[str] | None = None) -> None:
         folder = last_complete_checkpoint(Path(args.output_dir))[0] if resume is True else str(resume)
         check_checkpoint(Path(folder))
         step = json.loads(Path(folder, "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-        if 0 < args.max_steps <= step:
+        if (
+            0 < args.max_steps <= step and Path(args.output_dir, "summary.json").is_file()
+        ):  # it is written last but one
             print(f"Nothing to resume: {folder} has all {args.max_steps} steps. For more, raise --max_steps.")
             return
     train, test = load_data(script, args.seed)

@@ -2,17 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
-from peft import LoraConfig
-from safetensors.torch import load_file
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
 
 from bft_trl import BFTTrainer
@@ -43,6 +46,14 @@ def adapter_run(folder, callbacks=None, **config):
 
 def adapter_of(folder):
     return load_file(Path(folder) / "checkpoint-6" / "adapter_model.safetensors")
+
+
+def empty_checkpoint(folder, weights="model.safetensors"):
+    """All that a checkpoint must have, with nothing in it."""
+    (folder / weights).parent.mkdir(parents=True)
+    save_file({}, folder / weights)
+    torch.save({}, folder / "optimizer.pt")
+    (folder / "trainer_state.json").write_text("{}")
 
 
 def kill_at(folder, moment):
@@ -92,12 +103,105 @@ def test_overwriting_an_older_run_leaves_no_mixture(tmp_path):
 )
 def test_missing_parts(damage, reason, tmp_path):
     folder = tmp_path / "checkpoint-3"
-    folder.mkdir()
-    for name in ("trainer_state.json", "optimizer.pt", "model.safetensors"):
-        (folder / name).write_text("{}")
+    empty_checkpoint(folder)
     assert missing_part(folder) is None
     damage(folder)
     assert reason in missing_part(folder)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def flipped(path):
+    """One bit of the content is another: in the middle, of a zip file in that of its largest entry."""
+    content = bytearray(path.read_bytes())
+    place = len(content) // 2
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            entry = max(archive.infolist(), key=lambda entry: entry.file_size)
+        start = entry.header_offset
+        place = start + 30 + sum(struct.unpack("<HH", content[start + 26 : start + 30])) + entry.file_size // 2
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    adapter_run(folder, max_steps=4).train()
+    return folder
+
+
+@pytest.mark.parametrize("damage", [cut, emptied, flipped])
+@pytest.mark.parametrize(
+    "name",
+    ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"],
+)
+def test_a_damaged_checkpoint_is_passed_over(name, damage, two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoint-4"
+    assert missing_part(newest) is None
+    damage(newest / name)
+    assert name in missing_part(newest)
+    used, [(skipped, reason)] = last_complete_checkpoint(tmp_path / "run")
+    assert used == str(tmp_path / "run" / "checkpoint-2")
+    assert skipped == str(newest)
+    assert name in reason
+
+
+def test_what_is_seen_without_checksums(two_checkpoints, tmp_path):
+    """Of plain TRL, or killed just before they were written: numbers of a safetensors file have no checksum."""
+    shutil.copytree(two_checkpoints, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoint-4"
+    (newest / "checksums.json").unlink()
+    assert missing_part(newest) is None
+    flipped(newest / "adapter_model.safetensors")
+    assert missing_part(newest) is None
+    cut(newest / "adapter_model.safetensors")
+    assert missing_part(newest) == "its adapter_model.safetensors is cut short or damaged"
+
+
+def test_resuming_says_what_is_damaged(two_checkpoints, tmp_path, caplog):
+    shutil.copytree(two_checkpoints, tmp_path / "run")
+    flipped(tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors is not what was written \(CRC-32\)"):
+        adapter_run(tmp_path / "run").train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    adapter_run(tmp_path / "run", max_steps=4).train(resume_from_checkpoint=True)
+    assert "checkpoint-4: its adapter_model.safetensors is not what was written (CRC-32)" in caplog.text
+    assert f"Resuming from {tmp_path / 'run' / 'checkpoint-2'}" in caplog.text
+    weights = load_file(two_checkpoints / "checkpoint-4" / "adapter_model.safetensors")
+    for name, tensor in load_file(tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors").items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+def test_a_finished_run_is_not_trained_further(two_checkpoints, tmp_path):
+    """transformers 5.23 trains a fifth step from a checkpoint that has all four."""
+    shutil.copytree(two_checkpoints, tmp_path / "run")
+    run = adapter_run(tmp_path / "run", max_steps=4)
+    run.train(resume_from_checkpoint=True)
+    assert run.state.global_step == 4
+    weights = load_file(tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors")
+    for name, tensor in get_peft_model_state_dict(run.model).items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+def test_a_final_adapter_is_the_old_or_the_new_one(two_checkpoints, tmp_path, monkeypatch):
+    run = adapter_run(tmp_path, max_steps=2)
+    run.save_model()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run.processing_class, "save_pretrained", full)  # after the weights
+    with pytest.raises(OSError, match=f"{tmp_path} cannot be written: .*No space left on device.*Make room"):
+        run.save_model()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_resume_from_what_is_no_checkpoint(tmp_path):
@@ -126,18 +230,13 @@ def test_resume_with_another_objective_is_refused(tmp_path):
 
 def test_named_adapters_are_complete_checkpoints(tmp_path):
     folder = tmp_path / "checkpoint-3"
-    (folder / "bio").mkdir(parents=True)
-    for name in ("trainer_state.json", "optimizer.pt", "bio/adapter_model.safetensors"):
-        (folder / name).write_text("{}")
+    empty_checkpoint(folder, weights="bio/adapter_model.safetensors")
     assert missing_part(folder) is None
 
 
 def test_numbers_are_compared_as_numbers(tmp_path):
     for step in (2, 10):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        for name in ("trainer_state.json", "optimizer.pt", "model.safetensors"):
-            (folder / name).write_text("{}")
+        empty_checkpoint(tmp_path / f"checkpoint-{step}")
     (tmp_path / "checkpoint-best").mkdir()
     assert last_complete_checkpoint(tmp_path) == (str(tmp_path / "checkpoint-10"), [])
 

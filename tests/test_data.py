@@ -13,7 +13,7 @@ from bft_trl.data.gene_sets import build, exclude
 from bft_trl.data.leakage import connected_sets, find_leaks, normalised_text, overlapping_sets
 from bft_trl.data.sources import bioconductor_source, gmt_source
 from bft_trl.data.splits import split
-from bft_trl.data.tables import read_gene_sets, read_gmt, split_genes, write_parquet
+from bft_trl.data.tables import read_gene_sets, read_gmt, read_table, split_genes, write_parquet
 from bft_trl.prompts import GENES_IN_ANALYSIS, gene_set_answer, gene_set_prompt, parse_process
 
 
@@ -325,6 +325,27 @@ def test_missing_files(tmp_path, databases):
     assert not (tmp_path / "absent.sqlite").exists()
     with pytest.raises(ValueError, match="go.sqlite: not the expected Bioconductor database"):
         read_bioconductor(databases[1], databases[0])
+
+
+def test_a_flipped_bit_of_a_table_is_an_error_or_without_effect(tmp_path):
+    """In every byte of the pages of a table that we wrote: no other text comes out. (The footer has no checksum.)"""
+    file = tmp_path / "t.parquet"
+    table = pd.DataFrame({"text": [f"word {i * i} of {i}" for i in range(40)], "number": np.linspace(0, 1, 40)})
+    write_parquet(file, table)
+    content = file.read_bytes()
+    seen = 0
+    pages = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    for place in range(pages):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        file.write_bytes(changed)
+        try:
+            found = read_table(file, ["text", "number"])
+        except ValueError:
+            seen += 1
+        else:
+            assert found[["text", "number"]].equals(table), place
+    assert seen > pages / 2
 
 
 def test_write_parquet_is_whole_or_not_at_all(tmp_path):

@@ -14,6 +14,7 @@ import torch
 from conftest import build_model, build_tokenizer, sample_rows
 
 from bft_trl import load_gene_sets
+from bft_trl.atomic import record_checksums
 from bft_trl.demo_model import HUB_ID, INSTALL, demo_model, wheel_file
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train.py"
@@ -219,6 +220,36 @@ def test_the_wheel_is_converted_once_and_whole(tmp_path, monkeypatch):
     assert text.endswith("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n")
     monkeypatch.setattr("bft_trl.demo_model._convert", None)  # a second call must not convert
     assert demo_model(tmp_path) == model
+
+
+def test_a_damaged_conversion_is_made_again(tmp_path, monkeypatch):
+    """Instead of the wheel a file, and of the conversion one small file: what is tested is whether it is made."""
+    (tmp_path / "m.gguf").write_bytes(b"gguf")
+    made = []
+
+    def convert(file, folder):
+        made.append(1)
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_bytes(b"0123456789")
+        record_checksums(folder, [folder / "model.safetensors"])
+
+    monkeypatch.setattr("bft_trl.demo_model.wheel_file", lambda: tmp_path / "m.gguf")
+    monkeypatch.setattr("bft_trl.demo_model._convert", convert)
+    weights = Path(demo_model(tmp_path).path) / "model.safetensors"
+    demo_model(tmp_path)
+    assert len(made) == 1
+    damages = [
+        lambda: weights.write_bytes(b"0123456780"),
+        lambda: weights.write_bytes(b"01234"),
+        weights.unlink,
+        lambda: (weights.parent / "checksums.json").write_text("{"),
+        (weights.parent / "checksums.json").unlink,  # as of an earlier version
+    ]
+    for count, damage in enumerate(damages, 2):
+        damage()
+        demo_model(tmp_path)
+        assert len(made) == count
+        assert weights.read_bytes() == b"0123456789"
 
 
 @pytest.mark.parametrize(

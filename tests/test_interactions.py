@@ -229,13 +229,15 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(world, tmp_path, mon
     table = pd.read_parquet(tmp_path / "arms" / "random.parquet")
     table.iloc[:-1].to_parquet(tmp_path / "arms" / "random.parquet")  # cut short
     (tmp_path / "arms" / "degree.json").write_text("{")
+    described = tmp_path / "arms" / "text.json"
+    described.write_text(described.read_text().replace('"cheap": 0.5', '"cheap": 0.7'))  # damaged, and JSON still
     (tmp_path / "arms" / "shuffled-3.parquet").write_bytes(b"PAR1")
     again = score_interactions(*parts(world), [world / "text.parquet"], tmp_path)
-    assert len(fitted) == 15 + 4
+    assert len(fitted) == 15 + 5
     for name in first.probabilities:
         assert (first.probabilities[name] == again.probabilities[name]).all()
     score_interactions(*parts(world), [world / "text.parquet"], tmp_path, seed=1)
-    assert len(fitted) == 15 + 4 + 15
+    assert len(fitted) == 15 + 5 + 15
 
 
 def test_pairs_without_a_vector_are_counted(world, tmp_path, caplog, monkeypatch):

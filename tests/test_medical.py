@@ -367,6 +367,29 @@ def test_a_download_is_kept_and_its_hash_recorded(served, tmp_path):
     assert fetch(f"{address}/a.csv", cache=cache).read_text() == "one"  # mended
 
 
+@pytest.mark.parametrize("content", ["", '{"a"', "[1]", "\0"])
+def test_a_damaged_record_of_downloads_is_said(content, served, tmp_path):
+    """Without it nobody could say whether a download is what it was: it is not begun anew in silence."""
+    site, address = served
+    (site / "a.csv").write_text("one")
+    fetch(f"{address}/a.csv", cache=tmp_path / "cache")
+    (tmp_path / "cache" / "downloads.json").write_text(content)
+    with pytest.raises(ValueError, match=r"downloads.json: not .*Remove it if what is downloaded now may differ"):
+        fetch(f"{address}/a.csv", cache=tmp_path / "cache")
+    assert (tmp_path / "cache" / "downloads.json").read_text() == content
+
+
+def test_a_damaged_download_is_said_offline(served, tmp_path, monkeypatch):
+    site, address = served
+    (site / "a.csv").write_text("one")
+    path = fetch(f"{address}/a.csv", cache=tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert fetch(f"{address}/a.csv", cache=tmp_path / "cache") == path
+    path.write_text("onf")
+    with pytest.raises(OSError, match=r"a.csv is damaged or was changed, and HF_HUB_OFFLINE forbids"):
+        fetch(f"{address}/a.csv", cache=tmp_path / "cache")
+
+
 def test_a_known_hash_is_checked(served, tmp_path):
     site, address = served
     (site / "a.csv").write_text("two")

@@ -151,9 +151,7 @@ def test_killed_between_the_table_and_its_manifest(world, tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            profiles, "write_parquet", lambda path, table: killed() if path == out else table.to_parquet(path)
-        )
+        patch.setattr(profiles, "write_together", killed)
         with pytest.raises(KeyboardInterrupt):
             written(world, out)
     pd.DataFrame({"gene": ["half"]}).to_parquet(out)

@@ -1,18 +1,36 @@
-"""The data card: a README beside data files that says what they hold, from what and by which command."""
+"""Data files and their card: a README beside them that says what they hold, from what and by which command."""
 
 import hashlib
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from bft_trl import markdown
+from bft_trl.atomic import replacing_all
+from bft_trl.data.tables import to_parquet
+
+
+def write_data(files: Mapping[Path, pd.DataFrame], **described: Any) -> None:
+    """Writes tables of one folder and their README, as [`data_card`] gives it, all together or not at all.
+
+    Half of an older split beside half of a new one would be training data in the evaluation set.
+    """
+    paths = [*files, next(iter(files)).with_name("README.md")][::-1]
+    with replacing_all(*paths) as temporaries:
+        places = dict(zip(paths, temporaries, strict=True))
+        for path, table in files.items():
+            to_parquet(places[path], table)
+        checksums = {path: sha256(places[path]) for path in files}
+        temporaries[0].write_text(data_card(files, checksums, **described), encoding="utf-8")
 
 
 def data_card(
     files: Mapping[Path, pd.DataFrame],
+    checksums: Mapping[Path, str],
     *,
     title: str,
     description: str,
@@ -27,7 +45,8 @@ def data_card(
     """Markdown text of a data card. It holds names of files and never their folders.
 
     Args:
-        files: written files and the tables in them; their checksums are read from the disk.
+        files: written files and the tables in them.
+        checksums: of the files.
         title: heading, without "#".
         description: paragraph on what a row is.
         extra_column: heading of one more column of the files' table, and what it says of each table.
@@ -39,7 +58,7 @@ def data_card(
         unit: what a row is called in headings.
     """
     heading, figure = extra_column
-    written = [(markdown.code(path.name), len(table), figure(table), sha256(path)) for path, table in files.items()]
+    written = [(markdown.code(path.name), len(table), figure(table), checksums[path]) for path, table in files.items()]
     read = [(markdown.code(path.name), sha256(path)) for path in inputs]
     named = [(markdown.text(name), rows, leaks) for name, rows, leaks in excluded]
     entries = "\n".join(_wrapped(f"- {line}", subsequent_indent="  ") for line in attribution)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from bft_trl.atomic import check_folder, replacing
+from bft_trl.atomic import check_folder
 from bft_trl.data.documents import read_documents
 from bft_trl.data.evaluation_sets import PUBLISHED, load_evaluation_sets
 from bft_trl.data.leakage import REASONS, find_leaks
 from bft_trl.data.medical import SOURCES, load_questions
-from bft_trl.data.tables import write_parquet
+from bft_trl.data.tables import write_together
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +59,10 @@ def check_leakage(train: Sequence[Path], against: Sequence[Path], *, drop: Path 
             raise ValueError(f"{path}: every row leaks; nothing would be left.")
     report = pd.concat(found, ignore_index=True)
     if drop is not None:
-        for name, table in kept.items():
-            write_parquet(drop / f"{name}.parquet", table)
-            logger.info("%s.parquet: %d rows kept", drop / name, len(table))
-        with replacing(drop / "leaks.csv") as temporary:
-            report.to_csv(temporary, index=False)
+        tables = {drop / f"{name}.parquet": table for name, table in kept.items()}
+        write_together({drop / "leaks.csv": report.to_csv(index=False), **tables})
+        for path, table in tables.items():
+            logger.info("%s: %d rows kept", path, len(table))
     return report
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bft_trl.atomic import write_text
+from bft_trl.data.tables import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +35,15 @@ def fetch(url: str, *, sha256: str | None = None, cache: Path | None = None) -> 
     known = sha256 or _record(cache).get(url)
     if HF_HUB_OFFLINE and not (cache / name).is_file():
         raise OSError(f"{url} is not in {cache}, and HF_HUB_OFFLINE forbids a download.")
+    if HF_HUB_OFFLINE and known is not None and _sha256(cache / name) != known:
+        raise OSError(f"{cache / name} is damaged or was changed, and HF_HUB_OFFLINE forbids to download it anew.")
     try:
         # Into a temporary file beside it, renamed when its hash is right; a damaged file is fetched anew.
         pooch.retrieve(url, known_hash=known, fname=name, path=cache, progressbar=True)
     except ValueError as error:
         raise ValueError(f"{url}: not what was downloaded first ({error}). {_remedy(cache)}") from error
     if known is None:
-        _add(cache, url, hashlib.sha256((cache / name).read_bytes()).hexdigest())
+        _add(cache, url, _sha256(cache / name))
     return cache / name
 
 
@@ -85,7 +88,17 @@ def _default_cache() -> Path:
 
 def _record(cache: Path) -> dict[str, Any]:
     file = cache / RECORD
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        return read_json_object(file) if file.is_file() else {}
+    except ValueError as error:
+        raise ValueError(
+            f"{error} It says what was downloaded first. Remove it if what is downloaded now may differ from that."
+        ) from error
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _add(cache: Path, name: str, sha256: str) -> None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bft_trl.atomic import check_folder, write_text
-from bft_trl.data.card import data_card
+from bft_trl.atomic import check_folder
+from bft_trl.data.card import write_data
 from bft_trl.data.leakage import connected_sets, find_leaks
 from bft_trl.data.sources import Source
 from bft_trl.data.splits import split
-from bft_trl.data.tables import read_gene_sets, write_parquet
+from bft_trl.data.tables import read_gene_sets
 from bft_trl.prompts import conversation, gene_set_answer, gene_set_prompt
 
 if TYPE_CHECKING:
@@ -114,8 +114,6 @@ def build(
     )
     tables = {name: to_rows(part, source=source.label, analysis=analysis) for name, part in parts.items()}
     files = {out / f"{name}.parquet": table for name, table in tables.items()}
-    for path, table in files.items():
-        write_parquet(path, table)
     command = [f"bft-trl data gene-sets {shlex.join([*source.options, '--out', out.name])}"]
     command += [f"--max-genes {source.max_genes}", f"--eval-sets {eval_sets}", f"--seed {seed}"]
     command += [f"--train-sets {train_sets}"] if train_sets is not None else []
@@ -123,7 +121,7 @@ def build(
     command += [] if analysis else ["--names-only"]
     command += [f"--exclude {shlex.join(path.name for path in excluded)}"] if excluded else []
     rows = pd.concat(tables.values(), ignore_index=True)
-    card = data_card(
+    write_data(
         files,
         title=source.title,
         description=f"{source.description} No name and no gene set (Jaccard 0.8) is shared between the files.",
@@ -138,7 +136,6 @@ def build(
         command=command,
         unit="sets",
     )
-    write_text(out / "README.md", card)
     return tables
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bft_trl.atomic import check_folder, write_text
-from bft_trl.data.card import data_card
+from bft_trl.atomic import check_folder
+from bft_trl.data.card import write_data
 from bft_trl.data.documents import read_documents
 from bft_trl.data.leakage import find_leaks, normalised_text
 from bft_trl.data.medical import SOURCES, load_questions, local_file, question_row
 from bft_trl.data.splits import split
-from bft_trl.data.tables import write_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +63,6 @@ def build(
     sizes = {"eval": eval_rows, "train": train_rows}
     tables = split(kept, list(groups.values()), sizes, rng=np.random.default_rng(seed))
     files = {out / f"{name}.parquet": table for name, table in tables.items()}
-    for path, table in files.items():
-        write_parquet(path, table)
     command = [f"bft-trl data medical --sources {shlex.join(sources)} --out {shlex.quote(out.name)}"]
     command += [f"--data-dir {shlex.quote(data_dir.name)}"] if data_dir else []
     command += [f"--eval-rows {eval_rows} --seed {seed}"]
@@ -74,7 +71,7 @@ def build(
     command += [f"--exclude {shlex.join(path.name for path in excluded)}"] if excluded else []
     written = _documents(pd.concat(tables.values(), ignore_index=True))
     counts = pd.concat(tables.values())["source"].value_counts()
-    card = data_card(
+    write_data(
         files,
         title="Medical questions",
         description="Questions and answers in TRL's conversational prompt-completion form, with `id`, `source` and "
@@ -86,7 +83,6 @@ def build(
         inputs=[*(local_file(data_dir, f"{source}_{part}") for source, part in names if data_dir), *excluded],
         command=command,
     )
-    write_text(out / "README.md", card)
     return tables
 
 

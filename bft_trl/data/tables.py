@@ -3,17 +3,18 @@
 import json
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from bft_trl.atomic import replacing
+from bft_trl.atomic import replacing, replacing_all
 from bft_trl.data.lines import numbered_lines
 
 READERS = {
-    ".parquet": pd.read_parquet,
+    # What we wrote has checksums, see `to_parquet`; other files are read without.
+    ".parquet": lambda path: pd.read_parquet(path, page_checksum_verification=True),
     ".csv": lambda path: pd.read_csv(path, **_CSV),
     ".tsv": lambda path: pd.read_csv(path, sep="\t", **_CSV),
     ".json": lambda path: pd.read_json(path, orient="records", **_JSON),
@@ -178,7 +179,22 @@ def check_sizes(min_genes: int, max_genes: int) -> None:
 def write_parquet(path: Path, table: pd.DataFrame) -> None:
     """Writes a table atomically."""
     with replacing(path) as temporary:
-        table.to_parquet(temporary, index=False, compression="zstd", compression_level=19)
+        to_parquet(temporary, table)
+
+
+def write_together(files: Mapping[Path, pd.DataFrame | str]) -> None:
+    """Writes tables (parquet) and texts that belong together, in this order; see [`replacing_all`]."""
+    with replacing_all(*files) as temporaries:
+        for temporary, content in zip(temporaries, files.values(), strict=True):
+            if isinstance(content, str):
+                temporary.write_text(content, encoding="utf-8")
+            else:
+                to_parquet(temporary, content)
+
+
+def to_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Writes a table in place, small, with a CRC-32 of each page: a flipped bit is an error, not another text."""
+    table.to_parquet(path, index=False, compression="zstd", compression_level=19, write_page_checksum=True)
 
 
 def _canonical(path: Path, table: pd.DataFrame) -> pd.DataFrame:

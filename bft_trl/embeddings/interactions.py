@@ -234,7 +234,7 @@ def _kept(file: Path, arm: _Arm, pairs: Mapping[str, pd.DataFrame], tables: str,
     if file.is_file() and described.is_file():
         try:
             made = read_json_object(described)
-            if made["key"] == key:
+            if made["key"] == key and made["digest"] == _digest(made):
                 table = read_table(file, [*test.columns, "probability"])
                 if table[test.columns].equals(test) and np.isfinite(table["probability"]).all():
                     return Fit(table["probability"].to_numpy(), made["chosen"], made["validation"])
@@ -246,8 +246,13 @@ def _kept(file: Path, arm: _Arm, pairs: Mapping[str, pd.DataFrame], tables: str,
     described.unlink(missing_ok=True)  # it vouches for the table
     write_parquet(file, test.assign(probability=found.probabilities))
     made = {"key": key, "chosen": found.chosen, "validation": found.validation, "made_of": arm.made_of}
-    write_text(described, json.dumps(made, indent=2) + "\n")
+    write_text(described, json.dumps(made | {"digest": _digest(made)}, indent=2) + "\n")
     return found
+
+
+def _digest(made: Mapping[str, Any]) -> str:
+    """Of what was chosen, and how it did on the validation part."""
+    return hashlib.sha256(json.dumps([made["chosen"], made["validation"]]).encode()).hexdigest()[:16]
 
 
 def _covered(

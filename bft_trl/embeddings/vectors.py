@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from bft_trl.atomic import check_folder, write_text
-from bft_trl.data.tables import ids_as_text, read_json_object, read_table, write_parquet
+from bft_trl.atomic import check_folder
+from bft_trl.data.tables import ids_as_text, read_json_object, read_table, write_together
 from bft_trl.embeddings.profiles import check_table, manifest_path, read_manifest, read_profiles
 from bft_trl.encoders import Encoder, cached_vectors
 from bft_trl.run_folder import Run, fingerprint, load_run, load_tokenizer
@@ -216,8 +216,8 @@ def cell_vectors(data: Path, vectors: Path, out: Path) -> dict[str, Any]:
     logger.info("%d of %d genes have a vector.", int((rows >= 0).sum()), len(rows))
     names, values = cells.obs_names[kept].astype(str).tolist(), means[kept].astype(np.float32)
     manifest["content_hash"] = _hash(names, values)
-    write_parquet(out, pd.DataFrame({"cell": names, "vector": list(values)}))
-    write_text(manifest_path(out), json.dumps(manifest, indent=2) + "\n")
+    table = pd.DataFrame({"cell": names, "vector": list(values)})
+    write_together({manifest_path(out): json.dumps(manifest, indent=2) + "\n", out: table})
     return manifest
 
 
@@ -271,6 +271,6 @@ def _write(genes: list[str], values: np.ndarray, out: Path, made_by: dict[str, A
         "content_hash": _hash(genes, values),
         "profiles": _source(profiles),
     }
-    write_parquet(out, pd.DataFrame({"gene": genes, "vector": list(values)}))
-    write_text(manifest_path(out), json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    described = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    write_together({manifest_path(out): described, out: pd.DataFrame({"gene": genes, "vector": list(values)})})
     return manifest

@@ -97,10 +97,16 @@ _SCORER = ("scorer_version", "encoder_fingerprint", "background_fingerprint")
 
 
 def _load_lm_eval(folder: Path) -> dict[str, TaskScores]:
-    # Not those of a panel, which `eval --panel` keeps below: it is compared in a page of its own.
+    # Not those of a panel, which `eval --panel` keeps below: it is compared in a page of its own. Hidden folders are
+    # of an evaluation that is going on, or was killed.
     panel = [folder / "panel" / name for name in ("base", "tuned")]
-    files = [file for file in folder.rglob("results_*.json") if not any(file.is_relative_to(part) for part in panel)]
-    files.sort(key=lambda file: file.name)
+    visible = (
+        file
+        for file in folder.rglob("results_*.json")
+        if not any(file.is_relative_to(part) for part in panel)
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+    files = sorted(visible, key=lambda file: file.name)
     if not files:
         raise FileNotFoundError(
             f"`runs`: {folder} holds neither lm-eval's results_*.json nor a scores.json of `bft-trl score`."
