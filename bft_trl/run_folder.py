@@ -91,9 +91,10 @@ def load_tokenizer(run: Run) -> Any:
 
     name = run.tokenizer or run.base
     try:
+        check_json(Path(name))
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`model={name!r}`: its tokenizer cannot be loaded ({_first_line(error)}).") from error
+    except loading_errors() as error:
+        raise ValueError(f"`model={name!r}`: its tokenizer cannot be loaded ({first_line(error)}).") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -115,7 +116,7 @@ def load_run(run: Run, *, device: str | None = None) -> Any:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`device={device!r}` cannot be used ({_first_line(error)}).") from error
+        raise ValueError(f"`device={device!r}` cannot be used ({first_line(error)}).") from error
     device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     quantization = run.quantization and AutoQuantizationConfig.from_dict(dict(run.quantization))
     try:
@@ -125,15 +126,36 @@ def load_run(run: Run, *, device: str | None = None) -> Any:
             device_map={"": device},
             quantization_config=quantization,
         )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`model={run.base!r}` cannot be loaded ({_first_line(error)}).") from error
+    except loading_errors() as error:
+        raise ValueError(f"`model={run.base!r}` cannot be loaded ({first_line(error)}).") from error
     except ImportError as error:  # of transformers: bitsandbytes is not there
-        raise ValueError(f"{_first_line(error)} Or load the base as it is: --no-load-in-4bit.") from error
+        raise ValueError(f"{first_line(error)} Or load the base as it is: --no-load-in-4bit.") from error
     if run.adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, run.adapter)
+        try:
+            model = PeftModel.from_pretrained(model, run.adapter)
+        except loading_errors() as error:
+            raise ValueError(f"`adapter={str(run.adapter)!r}` cannot be loaded ({first_line(error)}).") from error
     return model.eval()
+
+
+def check_json(folder: Path) -> None:
+    """Raises ValueError that names the file where a JSON file of a model's folder is damaged; a Hub id has none.
+
+    Libraries tell a damaged file by errors of any kind, tokenizers by a plain Exception.
+    """
+    for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        read_json_object(file)
+
+
+def loading_errors() -> tuple[type[Exception], ...]:
+    """What transformers and peft raise for folders whose files are damaged, or hold values of the wrong kind."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    of_files = (OSError, ValueError, EOFError, SafetensorError, StrictDataclassError)
+    return *of_files, AttributeError, TypeError, LookupError, RuntimeError, MemoryError, OverflowError
 
 
 def fingerprint(run: Run) -> dict[str, str | None]:
@@ -164,5 +186,6 @@ def _has_chat_template(tokenizer: str) -> bool:
     return bool(load_tokenizer(Run(tokenizer)).chat_template)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of its message; its name where it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)

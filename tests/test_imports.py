@@ -14,7 +14,7 @@ ALLOWED = {
     "lm_head": set(),
     "prompts": set(),
     "atomic": set(),
-    "checkpoints": set(),
+    "checkpoints": {"data.tables"},
     "model_card": set(),
     "config": set(),
     "demo_model": set(),
@@ -44,8 +44,8 @@ ALLOWED = {
     "data.gene_sets": {
         *("atomic", "data.card", "data.leakage", "data.sources", "data.splits", "data.tables", "prompts"),
     },
-    "data.download": {"atomic"},
-    "data.evaluation_sets": {"data.download", "data.tables"},
+    "data.download": {"atomic", "data.tables"},
+    "data.evaluation_sets": {"data.download", "data.lines", "data.tables"},
     "data.medical": {"data.download", "data.tables", "prompts"},
     "data.documents": {"data.medical", "data.tables"},
     "data.check": {
@@ -61,7 +61,7 @@ ALLOWED = {
     "scoring.multiple_choice": {"prompts"},
     "scoring.floors": set(),
     "scoring.names": {"prompts", "scoring.rouge", "scoring.similarity"},
-    "encoders": {"atomic"},
+    "encoders": {"atomic", "run_folder"},
     "recorded": {"atomic", "data.evaluation_sets", "data.tables", "encoders", "scoring.floors", "scoring.names"},
     "run_folder": {"data.tables"},
     "evaluation": {"atomic", "data.evaluation_sets", "encoders", "run_folder"},
@@ -79,7 +79,7 @@ ALLOWED = {
     },
     "report.biology": {"report.forest"},
     "embeddings": set(),
-    "embeddings.genes": {"data.tables"},
+    "embeddings.genes": {"data.lines", "data.tables"},
     "embeddings.profiles": {"atomic", "data.tables", "embeddings.genes", "prompts", "run_folder"},
     "embeddings.vectors": {
         *("atomic", "data.tables", "embeddings.cells", "embeddings.profiles", "encoders", "run_folder"),
@@ -99,7 +99,7 @@ ALLOWED = {
         *("atomic", "embeddings", "embeddings.cells", "embeddings.predictors", "embeddings.vectors"),
     },
     "embeddings.results": {
-        *("atomic", "embeddings", "report", "report.forest", "report.page", "report.statistics"),
+        *("atomic", "data.tables", "embeddings", "report", "report.forest", "report.page", "report.statistics"),
     },
     "embeddings.commands": {
         *("data.gene_sets", "data.tables", "embeddings", "embeddings.cells", "embeddings.genes", "encoders"),

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bft_trl.atomic import write_text
+from bft_trl.data.tables import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def _default_cache() -> Path:
 
 def _record(cache: Path) -> dict[str, Any]:
     file = cache / RECORD
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json_object(file) if file.is_file() else {}
 
 
 def _add(cache: Path, name: str, sha256: str) -> None:
