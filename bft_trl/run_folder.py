@@ -1,6 +1,7 @@
 """What a trained run folder says of how to load it again: base model, quantization, tokenizer, chat template."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -146,7 +147,10 @@ def check_json(folder: Path) -> None:
     Libraries tell a damaged file by errors of any kind, tokenizers by a plain Exception.
     """
     for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        read_json_object(file)
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file}: not JSON ({error})") from error
 
 
 def loading_errors() -> tuple[type[Exception], ...]:

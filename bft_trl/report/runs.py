@@ -135,7 +135,7 @@ def _load_lm_eval(folder: Path) -> dict[str, TaskScores]:
             try:
                 tasks[task] = _task_scores(task, results, samples)
             except (LookupError, TypeError, AttributeError) as error:
-                raise ValueError(f"{file} or {samples}: not as expected ({error!r}): {_FOREIGN}") from error
+                raise ValueError(f"{file}: not as expected ({error!r}): {_FOREIGN}") from error
     return tasks
 
 
@@ -149,12 +149,15 @@ def _task_scores(task: str, results: Mapping[str, Any], file: Path) -> TaskScore
             samples.append(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}, line {number}: not JSON ({error}); was the run killed?") from error
-    n_documents = len({sample["doc_id"] for sample in samples})
-    # lm-eval logs a document once for each filter of its answer.
-    samples = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
-    documents = [sample["doc"] for sample in samples]
-    prompts = dict(zip(_keys(documents), (sample["prompt_hash"] for sample in samples), strict=True))
-    rows = [{metric: sample[metric] for metric in sample["metrics"]} for sample in samples]
+    try:
+        n_documents = len({sample["doc_id"] for sample in samples})
+        # lm-eval logs a document once for each filter of its answer.
+        samples = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+        documents = [sample["doc"] for sample in samples]
+        prompts = dict(zip(_keys(documents), (sample["prompt_hash"] for sample in samples), strict=True))
+        rows = [{metric: sample[metric] for metric in sample["metrics"]} for sample in samples]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: a sample is not as expected ({error!r}): {_FOREIGN}") from error
     expected = results.get("n-samples", {}).get(task, {}).get("effective")
     if not samples or expected not in (None, n_documents):
         raise ValueError(f"{file}: has {n_documents} samples, {expected} were evaluated. Evaluate again.")
