@@ -69,11 +69,13 @@ def read_run(
                 "(its output_dir or a checkpoint). A whole model goes into `model`."
             )
         model = model or read_json_object(file).get("base_model_name_or_path")
-        if not model:
+        if not model or not isinstance(model, str):
             raise ValueError(f"{file} names no base model: give it with `model`.")
         loading = adapter / "base_model.json"
         if loading.is_file():
             quantization = read_json_object(loading).get("quantization")
+            if not isinstance(quantization, dict | None):
+                raise ValueError(f"{loading}: `quantization` is {quantization!r}, not null or an object.")
         elif load_in_4bit is None:
             logger.warning("%s does not say whether the base was quantized: loading it as it is.", adapter)
         if (adapter / "tokenizer_config.json").is_file():
@@ -119,8 +121,8 @@ def load_run(run: Run, *, device: str | None = None) -> Any:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`device={device!r}` cannot be used ({first_line(error)}).") from error
     device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-    quantization = run.quantization and AutoQuantizationConfig.from_dict(dict(run.quantization))
     try:
+        quantization = run.quantization and AutoQuantizationConfig.from_dict(dict(run.quantization))
         model = AutoModelForCausalLM.from_pretrained(
             run.base,
             dtype=torch.float32 if device == "cpu" else torch.bfloat16,
