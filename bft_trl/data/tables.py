@@ -12,12 +12,13 @@ from typing import Any
 
 import pandas as pd
 from pyarrow import ArrowException
+from pyarrow.parquet import read_metadata
 
 from bft_trl.atomic import replacing
 from bft_trl.data.lines import numbered_lines
 
 READERS = {
-    ".parquet": lambda path: pd.read_parquet(path, **_PARQUET),
+    ".parquet": lambda path: _read_parquet(path, None),
     ".csv": lambda path: _read_csv(path, ","),
     ".tsv": lambda path: _read_csv(path, "\t"),
     ".json": lambda path: pd.read_json(path, orient="records", **_JSON),
@@ -30,8 +31,6 @@ _CSV: dict[str, Any] = {
     "dtype": dict.fromkeys(("id", "name", "model", "predicted_name"), str),
 }
 _JSON: dict[str, Any] = {"dtype": False, "convert_dates": False, "convert_axes": False, "precise_float": True}
-# Files without checksums, as most are, are read as they are.
-_PARQUET: dict[str, Any] = {"page_checksum_verification": True}
 # What the parsers of pandas, json, gzip and arrow raise for files that are damaged, or no table. Arrow's footer has no
 # checksum: behind a changed byte anything may follow.
 _DAMAGED = (
@@ -83,7 +82,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pd.DataFra
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
     try:
-        return pd.read_parquet(path, columns=columns, **_PARQUET)
+        return _read_parquet(path, columns)
     except _DAMAGED as error:
         raise ValueError(f"{path}: cannot be read as parquet: {' '.join(str(error).split())}") from error
 
@@ -212,6 +211,15 @@ def write_parquet(path: Path, table: pd.DataFrame) -> None:
 def parquet_bytes(table: pd.DataFrame, **options: Any) -> bytes:
     """A table as a parquet file with checksums: a byte of the data that changes is noticed when it is read."""
     return table.to_parquet(index=False, write_page_checksum=True, **options)
+
+
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
+    # Files without checksums, as most are, are read as they are.
+    table = pd.read_parquet(path, columns=columns, page_checksum_verification=True)
+    stated = read_metadata(path).num_rows
+    if len(table) != stated:  # arrow skips a page whose header is of a kind that it does not know
+        raise ValueError(f"it has {len(table)} rows and should have {stated}.")
+    return table
 
 
 def _read_csv(path: Path, separator: str) -> pd.DataFrame:
