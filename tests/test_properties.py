@@ -15,7 +15,7 @@ import pytest
 import reference
 import scipy.stats
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from bft_trl.data.tables import (
@@ -253,6 +253,8 @@ def test_frozen_head_equals_full_logits(seed, tokens, vocabulary, width, with_bi
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
 
+@example(answer='process:"process:')
+@example(answer='Process: " *a')
 @given(answer=answers)
 def test_what_is_parsed_is_parsed_from_what_is_rendered_of_it(answer):
     name = parse_process(answer)
@@ -274,6 +276,7 @@ def test_a_rendered_name_is_read_again(name, definition, genes):
     assert parse_process(gene_set_answer(name, definition=definition, gene_names=genes)) == name
 
 
+@example(answer='" a "')
 @given(answer=st.one_of(answers, st.none(), st.floats()))
 def test_any_recorded_answer_is_a_name_or_none(answer):
     name = recorded_name(answer)
