@@ -686,6 +686,7 @@ def test_ranking_equals_the_definition(pairs, seed):
         assert np.isnan(precision)
 
 
+@pytest.mark.long  # scikit-learn is slow, and the definition above needs no other
 @given(
     pairs=st.lists(
         st.tuples(st.integers(0, 6), st.integers(0, 1), st.floats(0.01, 9)), min_size=2, max_size=12
