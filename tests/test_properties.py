@@ -351,7 +351,10 @@ def written(folder, rows, suffix):
     return path
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".tsv", ".json", ".jsonl"])
+@pytest.mark.parametrize(
+    "suffix",
+    [".parquet", ".csv", ".json", *(pytest.param(suffix, marks=pytest.mark.long) for suffix in (".tsv", ".jsonl"))],
+)
 @given(rows=rows_of_sets)
 def test_gene_sets_are_read_as_they_were_written(suffix, rows):
     with tempfile.TemporaryDirectory() as folder:
