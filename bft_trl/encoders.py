@@ -7,11 +7,13 @@ import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 
 from bft_trl.atomic import replacing
+from bft_trl.run_folder import check_json, first_line, loading_errors
 
 logger = logging.getLogger(__name__)
 
@@ -109,11 +111,14 @@ def cached_vectors(encoder: Encoder, texts: Sequence[str], *, cache: Path | None
         try:
             with np.load(file) as stored:  # never unpickles
                 vectors = stored["vectors"]
-            if vectors.shape == (len(texts), encoder.dimension):
+            if _are_unit(vectors, (len(texts), encoder.dimension)):
                 return vectors, content
-            logger.warning("%s is damaged (shape %s): encoding anew.", file, vectors.shape)
-        # Of cut and changed files; the last two of a header that asks for what zipfile does not do.
-        except (ValueError, EOFError, LookupError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+            logger.warning("%s is damaged (no unit vectors of the right shape): encoding anew.", file)
+        # Of cut and changed files; the last ones of headers that ask for what zipfile and numpy do not do.
+        except (
+            *(ValueError, EOFError, LookupError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError),
+            *(SyntaxError, TokenError, TypeError, MemoryError),
+        ) as error:
             logger.warning("%s is damaged (%s): encoding anew.", file, error)
     logger.info("Encoding %d texts with %s, once; kept in %s", len(texts), encoder.model, file)
     vectors = encoder.encode(texts)
@@ -125,6 +130,13 @@ def cached_vectors(encoder: Encoder, texts: Sequence[str], *, cache: Path | None
     return vectors, content
 
 
+def _are_unit(vectors: Any, shape: tuple[int, int]) -> bool:
+    """Whether these are unit vectors: a file of numbers has no checksum, but few changed numbers leave the length."""
+    if not isinstance(vectors, np.ndarray) or vectors.shape != shape or vectors.dtype.kind != "f":
+        return False
+    return bool(np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3))
+
+
 def _load(model: str) -> Any:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -133,6 +145,7 @@ def _load(model: str) -> Any:
     if not model or model == "none":
         raise ValueError(f"`encoder={model!r}`: name a Hub id or a folder with a sentence encoder.")
     try:
+        check_json(Path(model))
         configured = cached_file(model, "modules.json", _raise_exceptions_for_missing_entries=False)
         if configured:
             loaded = SentenceTransformer(model, trust_remote_code=False)
@@ -144,9 +157,9 @@ def _load(model: str) -> Any:
             loaded = SentenceTransformer(modules=[transformer, pooling])
             logger.info("%s has no sentence-transformers configuration: using its [CLS] vector.", model)
             loaded.max_seq_length = MAX_TOKENS
-    except (OSError, ValueError) as error:
+    except loading_errors() as error:
         raise ValueError(
-            f"`encoder={model!r}` cannot be loaded ({str(error).splitlines()[0]}). Give a folder with a sentence "
+            f"`encoder={model!r}` cannot be loaded ({first_line(error)}). Give a folder with a sentence "
             'encoder; where only similarity needs it, "none" does without.'
         ) from error
     loaded.eval()

@@ -51,11 +51,12 @@ def parse_process(answer: str) -> str | None:
     `<name>` is no name.
     """
     match = _PROCESS_LINE.search(answer)
-    line = match[1] if match else ""
-    while repeated := _PROCESS_LINE.match(line):
-        line = repeated[1]
-    # Not single quotes: GO has names such as 'de novo' NAD biosynthetic process.
-    name = line.strip().strip('*"').strip()
+    line, name = None, match[1] if match else ""
+    while name != line:  # until nothing is left to take off: '"Process: **DNA repair**"'
+        line = name
+        repeated = _PROCESS_LINE.match(line)
+        # Not single quotes: GO has names such as 'de novo' NAD biosynthetic process.
+        name = (repeated[1] if repeated else line).strip().strip('*"').strip()
     return None if name.lower() in ("", "<name>", "process") else name
 
 

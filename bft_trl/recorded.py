@@ -10,7 +10,7 @@ import pandas as pd
 
 from bft_trl.atomic import check_folder, write_files
 from bft_trl.data.evaluation_sets import load_background
-from bft_trl.data.tables import ids_as_text, read_gmt, read_table, split_genes
+from bft_trl.data.tables import ids_as_text, parquet_bytes, read_gmt, read_table, split_genes
 from bft_trl.encoders import Encoder, cached_vectors, load_encoder
 from bft_trl.scoring.floors import enrichment_floor, name_floors
 from bft_trl.scoring.names import ANSWER_COLUMNS, SCORER_VERSION, Background, recorded_name, score_names
@@ -76,7 +76,7 @@ def score_recorded(
         logger.info("%s: %d of %d answers hold no name", model, count, size)
     result = {"format": 1, "task": "gene_sets", "settings": settings, "models": summary(table)}
     described = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    write_files({out / "scores.parquet": table.to_parquet(index=False), out / "scores.json": described.encode()})
+    write_files({out / "scores.parquet": parquet_bytes(table), out / "scores.json": described.encode()})
     return result
 
 
@@ -172,7 +172,7 @@ def _answered(truth: pd.DataFrame, given: pd.Series, model: str, kind: str) -> p
 
 
 def _ids(path: Path, table: pd.DataFrame) -> pd.Series:
-    ids = ids_as_text(table["id"])
+    ids = ids_as_text(table["id"], where=path)
     if ids.isna().any():
         raise ValueError(f"{path}: no id in row {ids.isna().idxmax()} (counted from 0).")
     return ids

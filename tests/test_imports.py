@@ -14,7 +14,7 @@ ALLOWED = {
     "lm_head": set(),
     "prompts": set(),
     "atomic": set(),
-    "checkpoints": {"atomic"},
+    "checkpoints": {"atomic", "data.tables"},
     "markdown": set(),
     "model_card": {"markdown"},
     "config": set(),
@@ -58,7 +58,7 @@ ALLOWED = {
         *("atomic", "data.card", "data.leakage", "data.sources", "data.splits", "data.tables", "prompts"),
     },
     "data.download": {"atomic", "data.tables"},
-    "data.evaluation_sets": {"data.download", "data.tables"},
+    "data.evaluation_sets": {"data.download", "data.lines", "data.tables"},
     "data.medical": {"data.download", "data.tables", "prompts"},
     "data.documents": {"data.medical", "data.tables"},
     "data.check": {
@@ -74,7 +74,7 @@ ALLOWED = {
     "scoring.multiple_choice": {"prompts"},
     "scoring.floors": set(),
     "scoring.names": {"prompts", "scoring.rouge", "scoring.similarity"},
-    "encoders": {"atomic"},
+    "encoders": {"atomic", "run_folder"},
     "recorded": {"atomic", "data.evaluation_sets", "data.tables", "encoders", "scoring.floors", "scoring.names"},
     "run_folder": {"data.tables"},
     "evaluation": {"atomic", "data.evaluation_sets", "data.tables", "encoders", "run_folder"},
@@ -109,7 +109,7 @@ ALLOWED = {
         *("samples.hard_samples", "samples.inspection"),
     },
     "embeddings": set(),
-    "embeddings.genes": {"data.tables"},
+    "embeddings.genes": {"data.lines", "data.tables"},
     "embeddings.profiles": {"atomic", "data.tables", "embeddings.genes", "prompts", "run_folder"},
     "embeddings.vectors": {
         *("atomic", "data.tables", "embeddings.cells", "embeddings.profiles", "encoders", "run_folder"),
@@ -129,7 +129,7 @@ ALLOWED = {
         *("atomic", "embeddings", "embeddings.cells", "embeddings.predictors", "embeddings.vectors"),
     },
     "embeddings.results": {
-        *("atomic", "embeddings", "report", "report.forest", "report.page", "report.statistics"),
+        *("atomic", "data.tables", "embeddings", "report", "report.forest", "report.page", "report.statistics"),
     },
     "embeddings.commands": {
         *("data.gene_sets", "data.tables", "embeddings", "embeddings.cells", "embeddings.genes", "encoders"),

@@ -47,6 +47,10 @@ def _query(database: Path, query: str) -> pd.DataFrame:
     try:
         # Opened read-only: sqlite3 would otherwise create what is not there.
         with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            # SQLite reads a damaged file up to the damage and beyond, without a word.
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise sqlite3.DatabaseError(f"damaged: {found}")
             return pd.read_sql_query(query, connection)
-    except (pd.errors.DatabaseError, sqlite3.DatabaseError) as error:
+    except (pd.errors.DatabaseError, sqlite3.DatabaseError, OverflowError, UnicodeDecodeError) as error:
         raise ValueError(f"{database}: not the expected Bioconductor database ({error}).") from error

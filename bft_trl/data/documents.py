@@ -33,7 +33,7 @@ def read_documents(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     medical = [name for name, wanted in _MEDICAL.items() if wanted <= set(table.columns)]
     if not medical and not columns & set(_COLUMNS) and columns & set(ALIASES["genes"]):
         table = read_gene_sets(path)
-    ids = ids_as_text(table["id"]) if "id" in table else None
+    ids = ids_as_text(table["id"], where=path) if "id" in table else None
     documents = pd.DataFrame({"id": ids}, index=table.index, dtype=object)
     if medical:
         documents[["text", "body"]] = _rows(path, table, _published(SOURCES[medical[0]]))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from bft_trl.data.download import content_hash, fetch
+from bft_trl.data.lines import numbered_lines
 from bft_trl.data.tables import READERS, read_gene_sets, read_table
 
 _GENEAGENT = "https://raw.githubusercontent.com/ncbi-nlp/GeneAgent"
@@ -68,12 +69,7 @@ def load_background(path: str | Path | None = None, *, data_dir: str | Path | No
             raise ValueError(f"{path}: has no column 'name'; its columns are {list(table.columns)}.")
         names = table[column].tolist()
     else:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file.")
-        try:
-            names = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: is not UTF-8 text ({error}).") from error
+        names = [line for _, line in numbered_lines(path)]
     found = list(dict.fromkeys(name.strip() for name in names if isinstance(name, str) and name.strip()))
     if not found:
         raise ValueError(f"{path}: holds no name.")

@@ -15,7 +15,7 @@ from bft_trl.data.card import write_data
 from bft_trl.data.leakage import connected_sets, find_leaks
 from bft_trl.data.sources import Source
 from bft_trl.data.splits import split
-from bft_trl.data.tables import read_gene_sets
+from bft_trl.data.tables import read_gene_sets, read_parquet
 from bft_trl.prompts import conversation, gene_set_answer, gene_set_prompt
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def load_gene_sets(split: str = "train") -> "Dataset":
     if split not in ("train", "eval"):
         raise ValueError(f"`split={split!r}` is not known: choose 'train' or 'eval'.")
     with resources.as_file(SHIPPED / f"{split}.parquet") as path:
-        return Dataset.from_pandas(pd.read_parquet(path), preserve_index=False)
+        return Dataset.from_pandas(read_parquet(path), preserve_index=False)
 
 
 def shipped_sets(*splits: str) -> pd.DataFrame:
@@ -49,7 +49,7 @@ def shipped_sets(*splits: str) -> pd.DataFrame:
     tables = []
     for name in splits or ("train", "eval"):
         with resources.as_file(SHIPPED / f"{name}.parquet") as path:
-            tables.append(pd.read_parquet(path, columns=["id", "name", "genes"]))
+            tables.append(read_parquet(path, columns=["id", "name", "genes"]))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -22,6 +22,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         try:
             # Decoded line by line: a text stream decodes in blocks, and an error would not know its line.
             for number, line in enumerate(lines, 1):
+                if b"\0" in line:
+                    raise ValueError(f"{path}, line {number}: holds a NUL byte: the file is damaged or no text.")
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}, line {number}: is not UTF-8 text ({error.reason}).") from error

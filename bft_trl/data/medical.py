@@ -1,6 +1,5 @@
 """Medical questions in one form, to train and to evaluate on: from a local folder or from the Hub and publishers."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from bft_trl.data.download import content_hash, fetch, hub_table
-from bft_trl.data.tables import READERS, ids_as_text, read_table
+from bft_trl.data.tables import READERS, ids_as_text, read_json_object, read_table
 from bft_trl.prompts import choice_answer, choice_prompt, conversation, lettered
 
 MMLU_SUBJECTS = (
@@ -170,7 +169,11 @@ def as_questions(
     if source == "medmcqa" and drop_unanswered:
         table = table[table["cop"] >= 0].reset_index(drop=True)
     defaults: dict[str, Any] = {"context": "", "labels": [], "options": [], "explanation": None}
-    ids = ids_as_text(table["id"]) if "id" in table else pd.Series(f"{source}-{split}-" + table.index.astype(str))
+    ids = (
+        ids_as_text(table["id"], where=where)
+        if "id" in table
+        else pd.Series(f"{source}-{split}-" + table.index.astype(str))
+    )
     rows = []
     for i, row in enumerate(table.to_dict("records")):
         try:
@@ -223,8 +226,8 @@ def _download_pubmedqa(split: str) -> pd.DataFrame:
     """The 500 official test questions, or the 500 others."""
     if split not in ("train", "test"):
         raise ValueError(f"`split={split!r}`: PubMedQA has train and test.")
-    labelled = json.loads(fetch(f"{_PUBMEDQA}/ori_pqal.json").read_text(encoding="utf-8"))
-    test = json.loads(fetch(f"{_PUBMEDQA}/test_ground_truth.json").read_text(encoding="utf-8"))
+    labelled = read_json_object(fetch(f"{_PUBMEDQA}/ori_pqal.json"))
+    test = read_json_object(fetch(f"{_PUBMEDQA}/test_ground_truth.json"))
     return pd.DataFrame([row | {"id": key} for key, row in labelled.items() if (key in test) == (split == "test")])
 
 

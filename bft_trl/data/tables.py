@@ -1,22 +1,26 @@
 """Tables in and out: one reader for the formats that gene sets are published in, and whole files or none."""
 
+import csv
+import gzip
 import json
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow import ArrowException
+from pyarrow.parquet import read_metadata
 
 from bft_trl.atomic import replacing, replacing_all
 from bft_trl.data.lines import numbered_lines
 
 READERS = {
-    # What we wrote has checksums, see `to_parquet`; other files are read without.
-    ".parquet": lambda path: pd.read_parquet(path, page_checksum_verification=True),
-    ".csv": lambda path: pd.read_csv(path, **_CSV),
-    ".tsv": lambda path: pd.read_csv(path, sep="\t", **_CSV),
+    ".parquet": lambda path: _read_parquet(path, None),
+    ".csv": lambda path: _read_csv(path, ","),
+    ".tsv": lambda path: _read_csv(path, "\t"),
     ".json": lambda path: pd.read_json(path, orient="records", **_JSON),
     ".jsonl": lambda path: pd.read_json(path, orient="records", lines=True, **_JSON),
 }
@@ -26,7 +30,13 @@ _CSV: dict[str, Any] = {
     "na_values": [""],
     "dtype": dict.fromkeys(("id", "name", "model", "predicted_name"), str),
 }
-_JSON: dict[str, Any] = {"dtype": False, "convert_dates": False}
+_JSON: dict[str, Any] = {"dtype": False, "convert_dates": False, "convert_axes": False, "precise_float": True}
+# What the parsers of pandas, json, gzip and arrow raise for files that are damaged, or no table. Arrow's footer has no
+# checksum: behind a changed byte anything may follow.
+_DAMAGED = (
+    *(ValueError, OSError, EOFError, zlib.error, csv.Error, ArrowException),
+    *(AttributeError, TypeError, LookupError, MemoryError, OverflowError, RecursionError, NotImplementedError),
+)
 
 # Headers that published gene sets have (GeneAgent, NeST, Hu et al.), in lower case.
 ALIASES = {
@@ -52,9 +62,7 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
         raise FileNotFoundError(f"{path}: no such file.")
     try:
         table = READERS[kind](path)
-    # Parser errors of pandas, json and arrow are ValueErrors; a cut gzip file gives the last two, JSON that is no
-    # table AttributeError or TypeError.
-    except (ValueError, OSError, AttributeError, TypeError, EOFError, zlib.error) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{path}: cannot be read as {kind[1:]}: {' '.join(str(error).split())}") from error
     if not isinstance(table, pd.DataFrame):
         raise ValueError(f"{path}: cannot be read as {kind[1:]}: it holds no table.")
@@ -64,6 +72,19 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     if table.empty:
         raise ValueError(f"{path}: has no rows.")
     return table
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A parquet file; what it holds is compared with its checksums where it has them, as ours have.
+
+    Raises ValueError that names the file, FileNotFoundError.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    try:
+        return _read_parquet(path, columns)
+    except _DAMAGED as error:
+        raise ValueError(f"{path}: cannot be read as parquet: {' '.join(str(error).split())}") from error
 
 
 def read_gene_sets(path: Path) -> pd.DataFrame:
@@ -82,7 +103,7 @@ def read_gene_sets(path: Path) -> pd.DataFrame:
         if rows:
             raise ValueError(f"{path}: no {column} in row {_some(rows)} (counted from 0).")
     genes = [split_genes(genes) for genes in table["genes"]]
-    table = table.assign(id=ids_as_text(table["id"]), name=table["name"].astype(str), genes=genes)
+    table = table.assign(id=ids_as_text(table["id"], where=path), name=table["name"].astype(str), genes=genes)
     empty = [str(name) for name, genes in zip(table["id"], table["genes"], strict=True) if not genes]
     if empty:
         raise ValueError(f"{path}: empty gene list in {_some(empty)}.")
@@ -92,10 +113,15 @@ def read_gene_sets(path: Path) -> pd.DataFrame:
     return table
 
 
-def ids_as_text(ids: pd.Series) -> pd.Series:
-    """Ids as text: 1 and 1.0 are "1", as a column of numbers with a gap has it; missing ones are None."""
+def ids_as_text(ids: pd.Series, *, where: object) -> pd.Series:
+    """Ids as text: 1 and 1.0 are "1", as a column of numbers with a gap has it; missing ones are None.
+
+    Raises ValueError, which names `where`, for lists and other things that are no id.
+    """
 
     def as_text(value: Any) -> str | None:
+        if pd.api.types.is_list_like(value):
+            raise ValueError(f"{where}: {ids.name!r} must be texts or numbers; found {str(value)[:40]!r}.")
         if pd.isna(value):
             return None
         return str(int(value) if isinstance(value, float) and value.is_integer() else value)
@@ -163,7 +189,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object. Raises ValueError that names the file where it does not."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the encoding too
+    except (ValueError, RecursionError) as error:  # of the encoding too
         raise ValueError(f"{path}: not JSON ({error}); was the run that wrote it killed?") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: not a JSON object.")
@@ -193,8 +219,46 @@ def write_together(files: Mapping[Path, pd.DataFrame | str]) -> None:
 
 
 def to_parquet(path: Path, table: pd.DataFrame) -> None:
-    """Writes a table in place, small, with a CRC-32 of each page: a flipped bit is an error, not another text."""
-    table.to_parquet(path, index=False, compression="zstd", compression_level=19, write_page_checksum=True)
+    """Writes a table in place, small."""
+    path.write_bytes(parquet_bytes(table, compression="zstd", compression_level=19))
+
+
+def parquet_bytes(table: pd.DataFrame, **options: Any) -> bytes:
+    """A table as a parquet file with checksums: a byte of the data that changes is noticed when it is read."""
+    return table.to_parquet(index=False, write_page_checksum=True, **options)
+
+
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
+    # Files without checksums, as most are, are read as they are.
+    table = pd.read_parquet(path, columns=columns, page_checksum_verification=True)
+    stated = read_metadata(path).num_rows
+    if len(table) != stated:  # arrow skips a page whose header is of a kind that it does not know
+        raise ValueError(f"it has {len(table)} rows and should have {stated}.")
+    return table
+
+
+def _read_csv(path: Path, separator: str) -> pd.DataFrame:
+    """A table of delimited text. Raises ValueError with the line where a row is shorter or longer than the header.
+
+    pandas fills what a row lacks, ends a text at a NUL byte, and takes the first column for an index where rows are
+    one longer than the header; of a file that was cut short, none of it could be told.
+    """
+    known = csv.field_size_limit(sys.maxsize)  # a text may be long
+    try:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
+            rows = csv.reader(lines, delimiter=separator)
+            width = len(next(rows, []))
+            for row in rows:
+                if row and len(row) != width:
+                    raise ValueError(
+                        f"line {rows.line_num} has {len(row)} columns, the header {width}. Is the file whole?"
+                    )
+                if any("\0" in cell for cell in row):
+                    raise ValueError(f"line {rows.line_num} holds a NUL byte: the file is damaged.")
+    finally:
+        csv.field_size_limit(known)
+    return pd.read_csv(path, sep=separator, **_CSV)
 
 
 def _canonical(path: Path, table: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,8 @@
 """Single cells in, expression changes out: AnnData and tables read, checked, and averaged per perturbation."""
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,14 +35,27 @@ class Changes(NamedTuple):
 
 
 def read_anndata(path: Path) -> Any:
-    """An AnnData from a .h5ad file. Raises FileNotFoundError or ValueError that names the file."""
+    """An AnnData from a .h5ad file. Raises FileNotFoundError or ValueError that names the file.
+
+    It is read twice, because a damaged file can end or stop the process inside HDF5, where Python cannot catch it:
+    once by a process of its own, which holds 16 million numbers at most, then by anndata. That costs half a second
+    and the time of reading (and unpacking) the file once more. Nothing cheaper is as good: HDF5 has no checksums
+    unless the writer asked for them, and what it stumbles on may be anywhere in the file.
+    """
     import anndata
+    from anndata._io.specs.registry import IORegistryError  # has no public name, and is no ValueError
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
+    _check_hdf5(path)
     try:
         cells = anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        if hasattr(cells.X, "check_format"):  # scipy's products would read beyond the ends of X
+            cells.X.check_format(full_check=True)
+    except (
+        *(OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError, MemoryError, OverflowError),
+        *(NotImplementedError, IORegistryError),
+    ) as error:
         raise ValueError(f"{path}: cannot be read as h5ad, was it cut short? ({_one_line(error)})") from error
     if cells.X is None or not cells.n_obs or not cells.n_vars:
         raise ValueError(f"{path}: has no expression matrix X with cells and genes; it is {cells.shape}.")
@@ -81,7 +96,7 @@ def changes_of_cells(
     if column not in cells.obs:
         raise ValueError(f"`perturbation_column={column!r}` is not in the data; obs has {list(cells.obs.columns)}.")
     labels = cells.obs[column].astype(object)
-    names = np.array([_canonical(name, control) for name in ids_as_text(labels)], dtype=object)
+    names = np.array([_canonical(name, control) for name in ids_as_text(labels, where="obs")], dtype=object)
     is_control = names == control
     unassigned = int((names == "").sum())
     if unassigned:
@@ -136,8 +151,9 @@ def changes_of_table(path: Path, *, control: str | None = None) -> Changes:
                 table[column] = pd.to_numeric(table[column])
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{path}: {column!r} must be numbers ({error}).") from error
-    genes = ids_as_text(table["gene"])
-    names = pd.Series([_canonical(name, control) for name in ids_as_text(table["perturbation"])], index=table.index)
+    genes = ids_as_text(table["gene"], where=path)
+    given = ids_as_text(table["perturbation"], where=path)
+    names = pd.Series([_canonical(name, control) for name in given], index=table.index)
     missing = (names == "") | genes.isna() | (genes == "")
     if missing.any():
         raise ValueError(
@@ -235,6 +251,43 @@ def _canonical(name: str | None, control: str | None) -> str:
     """ "B+A" and "A+ctrl" as "A+B" and "A"; a control, or several, as the control; "" where there is no name."""
     parts = {part.strip() for part in (name or "").split("+")} - {""}
     return "+".join(sorted(parts - {control})) or (control if control in parts and control else "")
+
+
+# Every attribute and number of an HDF5 file. A damaged one can keep HDF5 busy for ever: a second of the processor for
+# each megabyte is ten times what a slow machine takes to unpack it.
+_READ_ALL = """
+import resource, sys
+import h5py
+
+seconds = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+
+def read(name, item):
+    for attribute in item.attrs:
+        item.attrs[attribute]
+    if isinstance(item, h5py.Dataset) and item.shape:
+        rows = max(1, 2**24 * item.shape[0] // max(1, item.size))
+        for first in range(0, item.shape[0], rows):
+            item[first : first + rows]
+    elif isinstance(item, h5py.Dataset):
+        item[()]
+
+with h5py.File(sys.argv[1]) as file:
+    read("/", file)
+    file.visititems(read)
+"""
+
+
+def _check_hdf5(path: Path) -> None:
+    seconds = 2 + path.stat().st_size // 2**20
+    command = [sys.executable, "-c", _READ_ALL, str(path.absolute()), str(seconds)]
+    found = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if found.returncode > 0:  # an exception
+        raise ValueError(
+            f"{path}: cannot be read as h5ad, was it cut short? ({found.stderr.strip().splitlines()[-1]})"
+        )
+    if found.returncode < 0:
+        raise ValueError(f"{path}: cannot be read as h5ad: it is damaged, HDF5 did not survive (or end) reading it.")
 
 
 def _one_line(error: Exception) -> str:

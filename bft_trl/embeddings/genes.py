@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from bft_trl.data.lines import numbered_lines
 from bft_trl.data.tables import ids_as_text, read_table
 
 logger = logging.getLogger(__name__)
@@ -81,12 +82,7 @@ def warn_of_outdated(genes: Sequence[str], hgnc: Path) -> dict[str, str]:
 
 def _read(path: Path) -> list[str]:
     if path.suffix == ".txt":
-        if not path.is_file():
-            raise FileNotFoundError(f"`genes={str(path)!r}`: no such file.")
-        try:
-            found = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"`genes={str(path)!r}` is not UTF-8 text ({error}).") from error
+        found = [line for _, line in numbered_lines(path)]
         repeated = len(found) - len(set(found))
         if repeated:
             logger.warning("%s names %d genes more than once; each gets one profile.", path, repeated)
@@ -102,4 +98,5 @@ def _read(path: Path) -> list[str]:
     missing = int(symbols.isna().sum())
     if missing:
         logger.warning("%s: %d rows without a gene are left out.", path, missing)
-    return [part for symbol in ids_as_text(symbols.dropna()).unique() for part in symbol.split("+")]
+    unique = ids_as_text(symbols.dropna(), where=path).unique()
+    return [part for symbol in unique for part in symbol.split("+")]

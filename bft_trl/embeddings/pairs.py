@@ -31,7 +31,7 @@ def read_pairs(path: Path) -> Pairs:
     """
     table = read_table(path, ["gene_a", "gene_b", "label"])
     table = table.assign(
-        **{end: ids_as_text(table[end]).str.strip().replace("", None) for end in ("gene_a", "gene_b")}
+        **{end: ids_as_text(table[end], where=path).str.strip().replace("", None) for end in ("gene_a", "gene_b")}
     )
     if table[["gene_a", "gene_b", "label"]].isna().any(axis=None):
         rows = table.index[table[["gene_a", "gene_b", "label"]].isna().any(axis=1)]

@@ -13,7 +13,14 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from bft_trl.atomic import check_folder, write_text
-from bft_trl.data.tables import read_gene_sets, read_json_object, read_table, write_parquet, write_together
+from bft_trl.data.tables import (
+    read_gene_sets,
+    read_json_object,
+    read_parquet,
+    read_table,
+    write_parquet,
+    write_together,
+)
 from bft_trl.embeddings.genes import warn_of_symbols
 from bft_trl.prompts import gene_profile_prompt
 from bft_trl.run_folder import Run, fingerprint, load_run, load_tokenizer
@@ -129,7 +136,7 @@ def write_profiles(
             )
             write_parquet(file, pd.DataFrame(texts, columns=["text", "finished"]).assign(gene=batch))
             progress.update(len(batch))
-    table = pd.concat([read_table(file, []) for file in files], ignore_index=True)
+    table = pd.concat([read_parquet(file) for file in files], ignore_index=True)
     manifest = _write(table, out, settings)
     shutil.rmtree(parts)
     return manifest

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bft_trl.atomic import write_files
+from bft_trl.data.tables import parquet_bytes
 from bft_trl.embeddings import interactions, perturbation, ranking
 from bft_trl.report import biology
 from bft_trl.report.forest import forest_plot
@@ -357,7 +358,7 @@ def _write(
     forest = forest_plot(page, "svg").decode("utf-8") if page["rows"] else ""
     if page["rows"]:
         contents |= {"forest.svg": forest.encode("utf-8"), "forest.png": forest_plot(page, "png")}
-    contents |= {f"{name}.parquet": table.to_parquet(index=False) for name, table in tables.items()}
+    contents |= {f"{name}.parquet": parquet_bytes(table) for name, table in tables.items()}
     contents["index.html"] = html_page(
         page, forest, figures=[(biology.TITLES[name], svg) for name, svg in svgs.items()]
     ).encode()

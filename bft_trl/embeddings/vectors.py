@@ -114,7 +114,7 @@ def read_vectors(path: Path) -> Vectors:
     table = read_table(path, ["gene", "vector"])
     if table["gene"].isna().any():
         raise ValueError(f"{path}: {int(table['gene'].isna().sum())} vectors have no gene.")
-    genes = ids_as_text(table["gene"]).str.strip().tolist()
+    genes = ids_as_text(table["gene"], where=path).str.strip().tolist()
     if len(set(genes)) < len(genes):
         repeated = next(gene for gene in genes if genes.count(gene) > 1)
         raise ValueError(f"{path}: more than one vector for {repeated!r}.")

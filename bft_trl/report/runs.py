@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from bft_trl.data.tables import read_json_object
+from bft_trl.data.tables import read_json_object, read_parquet
 from bft_trl.scoring.names import ANSWER_COLUMNS
 
 # The task of recorded answers: they say which gene sets they name, not which of our tasks these make up.
@@ -68,25 +69,27 @@ def load_runs(path: Path, *, name: str | None = None) -> list[Run]:
 
 def _load_recorded(folder: Path, name: str | None) -> list[Run]:
     described = read_json_object(folder / "scores.json")
-    if described.get("format") != 1 or "settings" not in described:
+    if described.get("format") != 1 or not isinstance(described.get("settings"), dict):
         raise ValueError(f"{folder / 'scores.json'}: not an output of this version's `bft-trl score`.")
     file = folder / "scores.parquet"
-    try:
-        table = pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{file}: cannot be read ({' '.join(str(error).split())}). Run `bft-trl score` again."
-        ) from error
+    table = read_parquet(file)
     missing = {*ANSWER_COLUMNS, "rougeL"} - set(table.columns)
     if missing:
         raise ValueError(f"{file}: has no column {sorted(missing)}. Run `bft-trl score` again.")
+    texts = table[["model", "kind", "name"]].map(lambda value: isinstance(value, str)).all(axis=None)
+    try:
+        metrics = table.drop(columns=list(ANSWER_COLUMNS)).astype(float)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: a metric is no number ({error}). Run `bft-trl score` again.") from error
+    if not texts or table["id"].isna().any() or not np.isfinite(metrics).all(axis=None):
+        raise ValueError(f"{file}: rows lack a model, a name or a score. Run `bft-trl score` again.")
     settings = {key: described["settings"].get(key) for key in _SCORER}
     runs = []
     models = table.groupby(["model", "kind"], sort=False)
     several = sum(kind == "model" for _, kind in models.groups) > 1
     for (model, kind), rows in models:
         documents = rows[["id", "name"]].to_dict("records")
-        scores = rows.drop(columns=list(ANSWER_COLUMNS)).set_axis(_keys(documents)).astype(float)
+        scores = metrics.loc[rows.index].set_axis(_keys(documents))
         task = TaskScores(scores, documents, settings, described["settings"])
         runs.append(Run(name if name and kind == "model" and not several else model, {RECORDED: task}, kind))
     return runs
@@ -125,7 +128,8 @@ def _load_lm_eval(folder: Path) -> dict[str, TaskScores]:
         missing += [key for key in ("lm_eval_version",) if key not in results]
         if missing:
             raise ValueError(f"{file}: has no {', '.join(missing)}: {_FOREIGN}")
-        model = {key: (results.get("config") or {}).get(key) for key in ("model", "model_args")}
+        config = results.get("config")
+        model = {key: config.get(key) for key in ("model", "model_args")} if isinstance(config, dict) else {}
         models = models or [model]
         if model not in models:
             raise ValueError(
@@ -137,7 +141,10 @@ def _load_lm_eval(folder: Path) -> dict[str, TaskScores]:
             samples = file.with_name(f"samples_{task}_{date}.jsonl")
             if not samples.is_file():
                 raise FileNotFoundError(f"{samples}: no such file. Run lm-eval with --log_samples.")
-            tasks[task] = _task_scores(task, results, samples)
+            try:
+                tasks[task] = _task_scores(task, results, samples)
+            except (LookupError, TypeError, AttributeError) as error:
+                raise ValueError(f"{file}: not as expected ({error!r}): {_FOREIGN}") from error
     return tasks
 
 
@@ -149,7 +156,7 @@ def _task_scores(task: str, results: Mapping[str, Any], file: Path) -> TaskScore
             continue
         try:
             samples.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}, line {number}: not JSON ({error}); was the run killed?") from error
     try:
         n_documents = len({sample["doc_id"] for sample in samples})

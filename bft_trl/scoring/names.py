@@ -41,7 +41,7 @@ def recorded_name(answer: str | None) -> str | None:
     if has_process_line(answer):
         return parse_process(answer)
     lines = answer.strip().splitlines()
-    return lines[0].strip().strip('"') or None if len(lines) == 1 else None
+    return lines[0].strip().strip('"').strip() or None if len(lines) == 1 else None
 
 
 def score_names(
