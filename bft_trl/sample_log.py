@@ -63,9 +63,12 @@ class SampleLog:
                 _write(file, kept)
 
     def number_parts(self) -> None:
-        """Goes on behind the parts that are there; after [`begin`] has ended on the main process."""
-        numbers = [int(file.name.split("-")[1]) for file in self.folder.glob(f"part-*-{self.rank}.parquet")]
-        self.part = max(numbers, default=-1) + 1
+        """Goes on in the last part that is there, or behind it; after [`begin`] has ended on the main process."""
+        parts = {int(file.name.split("-")[1]): file for file in self.folder.glob(f"part-*-{self.rank}.parquet")}
+        self.part = max(parts, default=0)
+        if parts:
+            table = read_part(parts[self.part])
+            self.part, self.written = (self.part, [table]) if len(table) < _RECORDS else (self.part + 1, [])
 
     def add(
         self,

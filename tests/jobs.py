@@ -56,6 +56,13 @@ def make_world(world: Path) -> None:
     build_tokenizer().save_pretrained(world / "base")
     genes = [f"GENE{i}" for i in range(12)]
     (world / "genes.txt").write_text("\n".join(genes))
+    pd.DataFrame(sample_rows(16)).to_csv(world / "questions.csv", index=False)
+    BFTTrainer(
+        build_model(),
+        args=build_config(world / "run", max_steps=4),
+        train_dataset=Dataset.from_list(sample_rows(8)),
+        processing_class=build_tokenizer(),
+    ).train()
     lines = [f"Term {i} (GO:{i:07})\td\t" + "\t".join(f"G{i}{x}" for x in "ABCD") for i in range(30)]
     (world / "sets.gmt").write_text("\n".join(lines) + "\n")
     (world / "go.obo").write_text(ONTOLOGY)
@@ -152,7 +159,7 @@ class Job(NamedTuple):
 
 
 JOBS = {
-    "train": Job(train, older=False, store=r"run/(checkpoint-|README)"),
+    "train": Job(train, older=False, store=r"run/(checkpoint-|README|samples/)"),
     "gene-sets of GMT": Job(
         "data gene-sets --gmt {world}/sets.gmt --names-only --eval-sets 5 --seed {seed} --out {root}/out"
     ),
@@ -172,6 +179,11 @@ JOBS = {
         "--encoder {world}/encoder --gen_kwargs max_gen_toks=4 --device cpu --batch_size 4",
         older=False,  # lm-eval's files have the time in their names: nothing is replaced
     ),
+    "inspect": Job(
+        "inspect --model {world}/base --dataset {world}/questions.csv --n 8 --seed {seed} --device cpu "
+        "--out {root}/out"
+    ),
+    "hard-samples": Job("hard-samples {world}/run --out {root}/out", older=False),
     "score": Job(
         "score --predictions {world}/predictions.jsonl --references {world}/references.jsonl "
         "--encoder {world}/encoder --background {world}/background.txt --floors --seed {seed} --out {root}/out"

@@ -66,7 +66,12 @@ def kill_at(folder, moment):
 
 
 @pytest.mark.parametrize(
-    "moment", ["step-5", "save-4-weights", "save-4-optimizer", "save-4-state", "save-4-half-state"]
+    "moment",
+    [
+        "step-5",
+        "save-4-half-state",
+        *(pytest.param(f"save-4-{part}", marks=pytest.mark.long) for part in ("weights", "optimizer", "state")),
+    ],
 )
 def test_killed_run_resumes_to_the_same_weights(moment, tmp_path, caplog):
     whole = adapter_run(tmp_path / "whole")

@@ -1,5 +1,6 @@
 """examples/train.py from end to end, on a tiny model in a folder and small files."""
 
+import hashlib
 import importlib.util
 import json
 import signal
@@ -244,6 +245,7 @@ def test_a_damaged_conversion_is_made_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr("bft_trl.demo_model.wheel_file", lambda: tmp_path / "m.gguf")
     monkeypatch.setattr("bft_trl.demo_model._convert", convert)
+    monkeypatch.setattr("bft_trl.demo_model.SHA256", hashlib.sha256(b"gguf").hexdigest())
     weights = Path(demo_model(tmp_path).path) / "model.safetensors"
     demo_model(tmp_path)
     assert len(made) == 1

@@ -255,6 +255,7 @@ def test_the_data_card(tmp_path):
         pd.DataFrame({"a": [1]}).to_parquet(file)
         card = data_card(
             {file: pd.DataFrame({"a": [1]})},
+            {file: "0" * 64},
             title="Title",
             description="What it is.",
             extra_column=("columns", lambda table: len(table.columns)),

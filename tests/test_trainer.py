@@ -14,7 +14,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
-from two_ranks import CASES, FIGURES, SGD, case_trainer, outcome
+from two_ranks import CASES, FIGURES, OF_GROUPS, SGD, case_trainer, outcome
 
 from bft_trl import BFTTrainer
 
@@ -315,7 +315,7 @@ def test_two_ranks_equal_one(case, two_ranks, tmp_path):
         # Every sample of every step once, whichever rank saw it; rows that fill up a batch are none.
         assert len(expected["record"]) == 3 * (5 if "ragged" in case else 8)
         assert torch.allclose(ranks["record"], expected["record"], rtol=1e-5, atol=1e-6)
-    for name in FIGURES:
+    for name in (*FIGURES, *OF_GROUPS):
         assert ranks[name] == pytest.approx(expected[name], rel=1e-5), name
         if f"eval_{name}" in expected:
             assert ranks[f"eval_{name}"] == pytest.approx(expected[f"eval_{name}"], rel=1e-5), name

@@ -25,10 +25,8 @@ FIGURES = (
     "group_confidence_min",
     "effective_sample_size",
     "windowed_share",
-    "nll/a",
-    "sample_weight/b",
-    "group_confidence/b",
 )
+OF_GROUPS = ("nll/a", "sample_weight/b", "group_confidence/b")
 SGD = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "max_steps": 3}
 LORA = {"r": 4, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 PACKED = {"packing": True, "max_length": 128}  # 4 rows of 2, 2, 3 and 1 documents
@@ -130,11 +128,11 @@ def measured(trainer: BFTTrainer) -> dict[str, Any]:
     parameters = [parameter.detach() for parameter in trainer.model.parameters() if parameter.requires_grad]
     sharded = {isinstance(parameter, DTensor) for parameter in parameters} == {True}
     full = [parameter.full_tensor() if isinstance(parameter, DTensor) else parameter for parameter in parameters]
-    names = ("loss", "grad_norm", *FIGURES)
+    names = ("loss", "grad_norm", *FIGURES, *OF_GROUPS)
     result = {name: [entry[name] for entry in trainer.state.log_history if name in entry] for name in names}
     if trainer.eval_dataset is not None:
         evaluation = trainer.evaluate()
-        result |= {f"eval_{name}": evaluation[f"eval_{name}"] for name in FIGURES}
+        result |= {f"eval_{name}": evaluation[f"eval_{name}"] for name in (*FIGURES, *OF_GROUPS)}
     trainer.accelerator.wait_for_everyone()  # each rank has written its record
     if (Path(trainer.args.output_dir) / "samples").is_dir():
         record = read_record(Path(trainer.args.output_dir)).sort_values(["step", "row"])

@@ -35,7 +35,8 @@ def history_table(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         return pd.DataFrame(columns=["step"])
     table = table.groupby("step", as_index=False).first()
     leading = ["step", *[name for _, _, names in _PANELS for name in names if name in table]]
-    return table[leading + [name for name in table if name not in leading]]
+    # Sorted, because the history of a checkpoint is: a resumed run shows what one without a break does.
+    return table[leading + sorted(name for name in table if name not in leading)]
 
 
 def history_figure(history: pd.DataFrame) -> Any:
