@@ -98,8 +98,8 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.dataset is None:
         name, rows = "the shipped gene sets", load_gene_sets("train")
     else:
-        name = args.dataset
-        splits = load_splits(name, config=args.config)
+        name = Path(args.dataset).name if Path(args.dataset).is_file() else args.dataset
+        splits = load_splits(args.dataset, config=args.config)
         rows = load_split(splits, args.split, name, argument="split")
     if args.prompt_column or args.completion_columns:
         rows = as_conversations(rows, prompt_column=args.prompt_column, completion_columns=args.completion_columns)

@@ -11,7 +11,7 @@ from bft_trl.scoring.rouge import cleaned_answer, cleaned_reference, rouge_score
 from bft_trl.scoring.similarity import background_percentile, cosine_similarity
 
 # Raised when a score changes for the same answer; recorded with every result.
-SCORER_VERSION = "1"
+SCORER_VERSION = "2"
 # What a table of scored answers has beside its metrics.
 ANSWER_COLUMNS = ("model", "kind", "id", "name", "predicted_name")
 # How the prompt of Hu et al. has a model say that it sees no process.
