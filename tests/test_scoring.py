@@ -327,7 +327,7 @@ def test_score_by_hand(files, tmp_path):
         "background": None,
         "encoder_fingerprint": None,
         "background_fingerprint": None,
-        "scorer_version": "1",
+        "scorer_version": "2",
     }
     table = pd.read_parquet(tmp_path / "out" / "scores.parquet")
     assert len(table) == 15
