@@ -31,6 +31,7 @@ class DataRows:
     groups: list[str] = field(default_factory=list)  # the names that occur, in order of appearance
     group: list[int] = field(default_factory=list)  # place in `groups`, -1 for none
     weight: list[float] = field(default_factory=list)
+    weighted: bool = False  # whether any counts: without, none has to be looked up in a step
 
     def mark(self, dataset: Dataset, name: str, *, training: bool) -> Dataset:
         """The data with its row numbers in column `ROW`, without the rows of weight 0.
@@ -55,6 +56,7 @@ class DataRows:
         weights = [1.0] * len(dataset)
         if training and self.weight_column in columns:
             weights = self._weights(dataset, name)
+            self.weighted = True
             logger.warning(
                 "Column %r of the %s dataset multiplies into the sample weights; `weight_column=None` ignores it.",
                 *(self.weight_column, name),

@@ -206,7 +206,7 @@ class BFTTrainer(SFTTrainer):
         tokens = supervised_tokens(fused.log_probs, fused.label_mask, batch.documents)
         rows = batch.rows_of(tokens, fused.label_mask)
         weights = self._weights(tokens)
-        if rows is not None and self._rows and self.model.training:
+        if rows is not None and self._rows and self._rows.weighted and self.model.training:
             weights = weights._replace(sample=weights.sample * self._rows.weights_of(rows))
         self._record(
             tokens,

@@ -239,8 +239,11 @@ def main(argv: list[str] | None = None) -> None:
     resume: str | bool | None = args.resume_from_checkpoint or ""
     resume = {"true": True, "false": None, "": None}.get(str(resume).lower(), resume)
     if resume:  # the trainer looks again, but this is before anything is loaded
-        folder = last_complete_checkpoint(Path(args.output_dir))[0] if resume is True else str(resume)
-        check_checkpoint(Path(folder))
+        if resume is True:
+            folder = last_complete_checkpoint(Path(args.output_dir))[0]
+        else:
+            folder = str(resume)
+            check_checkpoint(Path(folder))
         step = json.loads(Path(folder, "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
         if (
             0 < args.max_steps <= step and Path(args.output_dir, "summary.json").is_file()

@@ -20,7 +20,7 @@ ALLOWED = {
     "config": set(),
     "demo_model": {"atomic"},
     "report.curves": {"atomic", "report.drawing"},
-    "report.run_page": {"atomic", "report.curves", "report.drawing", "report.templates"},
+    "report.run_page": {"atomic", "metrics", "report.curves", "report.drawing", "report.templates"},
     "metrics": {"weighting"},
     "warner": {"config", "metrics"},
     "dataset_checks": {"config"},
@@ -105,6 +105,7 @@ ALLOWED = {
         *("samples.windows", "trainer", "weighting"),
     },
     "samples.commands": {
+        "config",
         *("data.gene_sets", "data.loading", "data.tables", "demo_model", "report.inspection", "run_folder"),
         *("samples.hard_samples", "samples.inspection"),
     },

@@ -1,6 +1,7 @@
 """What holds for any input: 200 examples of each in `make test`, 10,000 in the long target."""
 
 import csv
+import gc
 import itertools
 import json
 import math
@@ -579,6 +580,14 @@ def test_cross_validated_interval_and_p(scores, n_train):
         np.testing.assert_allclose(limit[1:], plain.confidence_interval(0.95), atol=1e-9)
         assert interval.high - interval.low >= limit.high - limit.low
         assert p >= limit_p - 1e-12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_garbage():
+    """statsmodels' multipletests collects garbage in each call: what is there already is set aside."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @given(p_values=st.lists(st.floats(0, 1), max_size=8))

@@ -24,10 +24,6 @@ _PANELS = (
 )
 
 
-# The figures that are logged for each group, `<figure>/<group>`.
-GROUPED = ("nll", "sample_weight", "group_confidence")
-
-
 def history_table(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """`trainer.state.log_history` with one row per step, in order: what was logged at a step stands in one row."""
     table = pd.DataFrame(list(history))

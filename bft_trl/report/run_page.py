@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from bft_trl.atomic import write_text
-from bft_trl.report.curves import GROUPED, history_figure, history_table
+from bft_trl.metrics import GROUP_FIGURES
+from bft_trl.report.curves import history_figure, history_table
 from bft_trl.report.drawing import plot_style, saved
 from bft_trl.report.templates import environment, inline_svg
 
@@ -83,5 +84,5 @@ def _final_groups(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {"name": figure, "group": group} | _first_and_last(table, column)
         for figure, group, column in named
-        if figure.removeprefix("eval_") in GROUPED
+        if figure.removeprefix("eval_") in GROUP_FIGURES
     ]

@@ -106,12 +106,11 @@ def cross_validated(scores: np.ndarray, *, n_train: int) -> tuple[Interval, floa
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted by Holm's method for having been looked at together; none give an empty list."""
-    # Not by statsmodels, whose function takes a seventh of a second for each call.
-    given = np.asarray(p_values, dtype=float)
-    order = np.argsort(given, kind="stable")
-    adjusted = np.empty_like(given)
-    adjusted[order] = np.minimum(np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1)), 1)
-    return adjusted.tolist()
+    if not len(p_values):
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, alpha=ALPHA, method="holm")[1]]
 
 
 def smallest_difference(differences: np.ndarray, *, binary: bool) -> float | None:

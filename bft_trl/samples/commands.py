@@ -87,6 +87,7 @@ def _hard_samples(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    from bft_trl.config import OBJECTIVE_FIELDS
     from bft_trl.data.gene_sets import load_gene_sets
     from bft_trl.data.loading import as_conversations, load_split, load_splits
     from bft_trl.data.tables import read_json_object
@@ -105,7 +106,8 @@ def _inspect(args: argparse.Namespace) -> int:
         rows = as_conversations(rows, prompt_column=args.prompt_column, completion_columns=args.completion_columns)
     config = {}
     if args.adapter is not None and (args.adapter / "objective.json").is_file():
-        config = read_json_object(args.adapter / "objective.json")
+        known = read_json_object(args.adapter / "objective.json")
+        config = {field: known[field] for field in OBJECTIVE_FIELDS if field in known}
     config |= {field: value for field in [*_OBJECTIVE, *_SUPERVISED] if (value := getattr(args, field)) is not None}
     model = args.model or (None if args.adapter else demo_model().path)
     run = read_run(model, args.adapter, load_in_4bit=args.load_in_4bit)

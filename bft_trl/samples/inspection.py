@@ -19,7 +19,7 @@ from trl import SFTTrainer
 
 from bft_trl.atomic import check_folder, write_files
 from bft_trl.config import BFTConfig
-from bft_trl.dataset_checks import check_dataset
+from bft_trl.dataset_checks import check_dataset, has_target
 from bft_trl.report.inspection import inspection_page
 from bft_trl.rows import ROW
 from bft_trl.run_folder import Run, fingerprint, load_run, load_tokenizer
@@ -133,7 +133,7 @@ class _Inspector(BFTTrainer):
             {"input_ids": row["input_ids"][:limit], "labels": row["labels"][:limit], ROW: place}
             for place, row in enumerate(prepared)
         ]
-        supervised = [row for row in rows if any(label != -100 for label in row["labels"][1:])]
+        supervised = [row for row in rows if has_target(row["labels"])]
         supervised.sort(key=lambda row: len(row["input_ids"]))  # little padding
         size = self.args.per_device_train_batch_size
         self.model.eval()
