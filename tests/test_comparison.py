@@ -44,7 +44,7 @@ def write_lm_eval(
     """An output folder of lm-eval 0.4.13 with the keys that it has; `tasks`: name to (documents, metric to scores)."""
     place = folder / model
     place.mkdir(parents=True, exist_ok=True)
-    scorer = {"scorer_version": "1", "encoder_fingerprint": None, "background_fingerprint": None, "encoder": "none"}
+    scorer = {"scorer_version": "2", "encoder_fingerprint": None, "background_fingerprint": None, "encoder": "none"}
     results = {
         "results": {task: {} for task in tasks},
         "configs": {
