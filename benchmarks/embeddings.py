@@ -17,16 +17,16 @@ import isolated
 import numpy as np
 import pandas as pd
 
-from bft_trl.atomic import replacing
+from bft_trl.biology.cells import Changes
+from bft_trl.biology.classifiers import fit
+from bft_trl.biology.pairs import pair_features, read_pairs
+from bft_trl.biology.perturbation import score_perturbations
+from bft_trl.biology.profiles import write_profiles
 from bft_trl.data.tables import write_parquet
 from bft_trl.demo_model import demo_model
-from bft_trl.embeddings.cells import Changes
-from bft_trl.embeddings.classifiers import fit
-from bft_trl.embeddings.pairs import pair_features, read_pairs
-from bft_trl.embeddings.perturbation import score_perturbations
-from bft_trl.embeddings.profiles import write_profiles
+from bft_trl.io import atomic_file
+from bft_trl.models import load_run, load_tokenizer, read_run
 from bft_trl.prompts import gene_profile_prompt
-from bft_trl.run_folder import load_run, load_tokenizer, read_run
 
 OUT = Path(__file__).with_name("embeddings.csv")
 GENES = [f"GENE{number}" for number in range(64)]
@@ -126,7 +126,7 @@ def main() -> None:
     cases = [case for case in cases if case["part"] in args.parts]
     isolated.measure_all(Path(__file__), cases, repeats=args.repeats, memory_gib=args.memory_gib, out=OUT)
     rows = pd.read_csv(OUT).drop(columns=["train", "test"], errors="ignore")  # paths are nobody's business
-    with replacing(OUT) as temporary:
+    with atomic_file(OUT) as temporary:
         rows.to_csv(temporary, index=False)
 
 

@@ -19,8 +19,8 @@ from peft import LoraConfig
 
 from bft_trl import BFTConfig, BFTTrainer, load_gene_sets
 from bft_trl.demo_model import demo_model
+from bft_trl.inspection.hard_samples import LISTS, by_sample, ranked, read_record
 from bft_trl.prompts import conversation, gene_set_answer, gene_set_prompt
-from bft_trl.samples.hard_samples import LISTS, by_sample, ranked, read_record
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "SFT": {"loss_type": "nll"},

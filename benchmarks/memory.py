@@ -30,8 +30,8 @@ from isolated import resident
 from transformers import TrainerCallback
 
 from bft_trl import BFTConfig, BFTTrainer
-from bft_trl.evaluation import evaluate
-from bft_trl.run_folder import read_run
+from bft_trl.evaluation.runner import evaluate
+from bft_trl.models import read_run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from conftest import build_model, build_tokenizer, sample_rows

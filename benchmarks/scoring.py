@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from bft_trl import load_gene_sets
-from bft_trl.scoring.rouge import rouge_scores
-from bft_trl.scoring.similarity import background_percentile
+from bft_trl.evaluation.rouge import rouge_scores
+from bft_trl.evaluation.similarity import background_percentile
 
 REPEATS = 5
 

@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bft_trl.atomic import replacing
-from bft_trl.embeddings.classifiers import fit
-from bft_trl.embeddings.metrics import pearson_delta
-from bft_trl.embeddings.pairs import pair_features
-from bft_trl.embeddings.predictors import fold_rows, predict_unseen
-from bft_trl.embeddings.ranking import auroc, bootstrap_p, gene_resamples, interval
-from bft_trl.report.statistics import ALPHA, cross_validated, paired_interval
+from bft_trl.biology.classifiers import fit
+from bft_trl.biology.metrics import pearson_delta
+from bft_trl.biology.pairs import pair_features
+from bft_trl.biology.predictors import fold_rows, predict_unseen
+from bft_trl.biology.ranking import auroc, bootstrap_p, gene_resamples, interval
+from bft_trl.comparison.statistics import ALPHA, cross_validated, paired_interval
+from bft_trl.io import atomic_file
 
 DIMENSION = 16
 GENES = {"train": 120, "valid": 60, "test": 90}
@@ -147,7 +147,7 @@ def main() -> None:
             for seed in tqdm(range(args.simulations), desc=f"{task.__name__}, {'planted' if planted else 'null'}"):
                 found = task(np.random.default_rng(seed), planted=planted)
                 rows.append({"task": task.__name__, "planted": planted, "seed": seed} | found)
-            with replacing(args.out) as temporary:
+            with atomic_file(args.out) as temporary:
                 pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.5g")
     print(summary(pd.DataFrame(rows)).round(3).to_string())
 

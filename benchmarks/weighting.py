@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BitsAndBytesConfig
 
 from bft_trl import BFTConfig, BFTTrainer
-from bft_trl.batch import Targets
 from bft_trl.demo_model import demo_model
-from bft_trl.metrics import no_samples
+from bft_trl.training.batches import Targets
+from bft_trl.training.metrics import no_samples
 
 SHAPES = ((4, 256), (1, 1024))  # batch x tokens, a quarter of them supervised
 REPEATS = 3

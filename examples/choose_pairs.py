@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bft_trl.biology.pairs import read_pairs
 from bft_trl.data.tables import write_parquet
-from bft_trl.embeddings.pairs import read_pairs
 
 logger = logging.getLogger(__name__)
 

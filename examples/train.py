@@ -38,12 +38,12 @@ from transformers import TrainerCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from bft_trl import BFTConfig, BFTTrainer, load_gene_sets, markdown
-from bft_trl.atomic import write_text
-from bft_trl.checkpoints import check_checkpoint, last_complete_checkpoint
 from bft_trl.data.loading import as_conversations, load_split, load_splits
 from bft_trl.demo_model import INSTALL, demo_model
+from bft_trl.io import write_text
 from bft_trl.prompts import parse_process
-from bft_trl.report.curves import history_table, plot_history
+from bft_trl.training.checkpoints import check_checkpoint, last_complete_checkpoint
+from bft_trl.training.curves import history_table, plot_history
 
 # QLoRA as in TRL's examples. Without --config these are the defaults; a flag overrides any of them.
 RECIPE = {

@@ -235,7 +235,7 @@ def recorded_tables() -> dict[str, bytes]:
 
 
 def scored_output() -> dict[str, bytes]:
-    from bft_trl.recorded import score_recorded
+    from bft_trl.evaluation.recorded import score_recorded
 
     folder = Path(sys.argv[1]) / "scored"
     folder.mkdir(exist_ok=True)
@@ -257,7 +257,7 @@ def profiles() -> pd.DataFrame:
 
 
 def vectors() -> dict[str, bytes]:
-    from bft_trl.embeddings.vectors import _write
+    from bft_trl.biology.vectors import _write
 
     folder = Path(sys.argv[1])
     table_bytes(profiles(), ".parquet")
@@ -366,7 +366,7 @@ def read_obo_gaf(folder: Path, obo: str, annotations: str) -> Any:
 
 
 def read_checkpoint(folder: Path) -> Any:
-    from bft_trl.checkpoints import check_same_objective, last_complete_checkpoint
+    from bft_trl.training.checkpoints import check_same_objective, last_complete_checkpoint
 
     found = last_complete_checkpoint(folder)
     check_same_objective(Path(found[0]), {"loss_type": "bft", "bft_version": "v1"})
@@ -374,7 +374,7 @@ def read_checkpoint(folder: Path) -> Any:
 
 
 def read_cells(folder: Path) -> Any:
-    from bft_trl.embeddings.cells import changes_of_cells, read_anndata
+    from bft_trl.biology.cells import changes_of_cells, read_anndata
 
     found = read_anndata(folder / "cells.h5ad")
     rng = np.random.default_rng(0)
@@ -385,7 +385,7 @@ def read_cells(folder: Path) -> Any:
 
 
 def read_whole_run(folder: Path) -> Any:
-    from bft_trl import run_folder
+    from bft_trl import models as run_folder
 
     run = run_folder.read_run(str(folder / "base"), folder / "run")
     model, tokenizer = run_folder.load_run(run, device="cpu"), run_folder.load_tokenizer(run)
@@ -393,7 +393,7 @@ def read_whole_run(folder: Path) -> Any:
 
 
 def read_scored(folder: Path) -> Any:
-    from bft_trl.recorded import score_recorded
+    from bft_trl.evaluation.recorded import score_recorded
 
     return score_recorded(folder / "predictions.jsonl", folder / "references.csv", folder / "out")["models"]
 
@@ -411,14 +411,14 @@ def read_downloads(folder: Path) -> Any:
 
 
 def read_task(folder: Path) -> Any:
-    from bft_trl.embeddings.vectors import check_task
+    from bft_trl.biology.vectors import check_task
 
     check_task(folder, "interactions")
 
 
 def read_settings(folder: Path) -> Any:
     """What `profiles` reads of a run that was begun."""
-    from bft_trl.embeddings import profiles as module
+    from bft_trl.biology import profiles as module
 
     settings = {"model": "a", "seed": 0}
     parts = folder / "p.parquet.parts"

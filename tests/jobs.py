@@ -39,11 +39,11 @@ from test_medical import MEDMCQA
 from test_profiles import talkative_model
 
 from bft_trl import BFTTrainer
-from bft_trl.checkpoints import last_complete_checkpoint, missing_part
-from bft_trl.cli import main
-from bft_trl.embeddings import interactions
-from bft_trl.embeddings.classifiers import Fit
-from bft_trl.evaluation import tasks_path
+from bft_trl.biology import interactions
+from bft_trl.biology.classifiers import Fit
+from bft_trl.cli.main import main
+from bft_trl.evaluation.runner import tasks_path
+from bft_trl.training.checkpoints import last_complete_checkpoint, missing_part
 
 # --- what is run -----------------------------------------------------------------------------------------------------
 

@@ -10,17 +10,18 @@ import pytest
 from conftest import build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 
-from bft_trl import BFTTrainer, atomic
-from bft_trl.atomic import exclusive, replacing, replacing_all, replacing_folder, write_files
-from bft_trl.cli import main
+from bft_trl import BFTTrainer
+from bft_trl import io as atomic
+from bft_trl.cli.main import main
+from bft_trl.io import lock, atomic_file, replacing_all, atomic_folder, write_files
 
 
 @contextmanager
 def held_by_another(out):
     """Another process that writes to `out`; killed, not ended, at the end of the block."""
     code = (
-        "import sys, pathlib; from bft_trl.atomic import exclusive\n"
-        "with exclusive(pathlib.Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+        "import sys, pathlib; from bft_trl.io import lock\n"
+        "with lock(pathlib.Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -76,7 +77,7 @@ def test_training_holds_its_folder_and_may_train_twice(tmp_path):
         pytest.raises(ValueError, match=r"`output_dir=.*another process is writing"),
     ):
         run.train()
-    with exclusive(tmp_path / "run"):
+    with lock(tmp_path / "run"):
         run.train()
         run.train()
     with held_by_another(tmp_path / "run"):  # it has given it back
@@ -86,13 +87,13 @@ def test_training_holds_its_folder_and_may_train_twice(tmp_path):
 @pytest.mark.parametrize("name", ["a/b", "a/b.parquet"])
 def test_no_empty_folder_stays(name, tmp_path):
     (tmp_path / "before").mkdir()
-    with suppress(KeyError), exclusive(tmp_path / "new" / name):
+    with suppress(KeyError), lock(tmp_path / "new" / name):
         assert (tmp_path / "new" / "a").is_dir()
         raise KeyError
-    with exclusive(tmp_path / "before"):
+    with lock(tmp_path / "before"):
         pass
     assert [path.name for path in tmp_path.rglob("*")] == ["before"]
-    with exclusive(tmp_path / "new" / name):
+    with lock(tmp_path / "new" / name):
         (tmp_path / "new" / "something").touch()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["before", "new", "something"]
 
@@ -108,10 +109,10 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(atomic.fcntl, "flock", refused)
-    with caplog.at_level(logging.WARNING), exclusive(tmp_path / "out"):
+    with caplog.at_level(logging.WARNING), lock(tmp_path / "out"):
         assert "out cannot be locked" in caplog.text
     monkeypatch.setattr(atomic, "fcntl", None)  # Windows
-    with exclusive(tmp_path / "out"):
+    with lock(tmp_path / "out"):
         pass
 
 
@@ -129,7 +130,7 @@ def test_leftovers_of_dead_processes_go_and_others_stay(tmp_path):
     ]
     for path in (dead, *others):
         path.touch()
-    with replacing(tmp_path / "a.json") as temporary:
+    with atomic_file(tmp_path / "a.json") as temporary:
         temporary.write_text("{}")
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "a.json", *others])
 
@@ -173,11 +174,11 @@ def test_a_folder_that_is_replaced_keeps_other_files(tmp_path):
     (tmp_path / ".unfinished" / "half").touch()  # of a killed run
     (tmp_path / "own").write_text("own")
     (tmp_path / "a").write_text("old")
-    with suppress(KeyError), replacing_folder(tmp_path) as temporary:
+    with suppress(KeyError), atomic_folder(tmp_path) as temporary:
         (temporary / "a").write_text("new")
         raise KeyError
     assert (tmp_path / "a").read_text() == "old"
-    with replacing_folder(tmp_path) as temporary:
+    with atomic_folder(tmp_path) as temporary:
         (temporary / "sub").mkdir()
         for name in ("a", "sub/b"):
             (temporary / name).write_text("new")

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 from test_pages import Structure, check_structure
 
-from bft_trl.cli import main
+from bft_trl.cli.main import main
 
 HOSTILE = "<script>alert(1)</script>"
 CONTROLS = {"random", "shuffled", "identity", "degree", "symbol", "go"}
@@ -130,7 +130,7 @@ def test_stopped_by_hand(monkeypatch, capsys):
     def stopped(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bft_trl.embeddings.commands._cell_vectors", stopped)
+    monkeypatch.setattr("bft_trl.cli.biology._cell_vectors", stopped)
     assert main(["cell-vectors", "--data", "x", "--vectors", "y", "--out", "z"]) == 130
     assert "stopped" in capsys.readouterr().err
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
 
 from bft_trl import BFTTrainer
-from bft_trl.atomic import write_text
-from bft_trl.checkpoints import last_complete_checkpoint, missing_part
+from bft_trl.io import write_text
+from bft_trl.training.checkpoints import last_complete_checkpoint, missing_part
 
 RUN = {
     "per_device_train_batch_size": 2,

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bft_trl.cli import main
-from bft_trl.report.comparison import compare
-from bft_trl.report.published import PUBLISHED
-from bft_trl.report.runs import differences, load_runs
+from bft_trl.cli.main import main
+from bft_trl.comparison.compare import compare
+from bft_trl.comparison.published import PUBLISHED
+from bft_trl.comparison.runs import differences, load_runs
 
 FILES = ["comparison.csv", "comparison.json", "comparison.md", "forest.png", "forest.svg", "index.html"]
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bft_trl import load_gene_sets
-from bft_trl.cli import main
+from bft_trl.cli.main import main
 from bft_trl.data.bioconductor import read_bioconductor
 from bft_trl.data.gene_sets import build, exclude
 from bft_trl.data.leakage import connected_sets, find_leaks, normalised_text, overlapping_sets

@@ -13,10 +13,10 @@ from conftest import build_model, build_tokenizer
 from peft import LoraConfig, get_peft_model
 from test_encoders import build_bert
 
-from bft_trl.cli import main
-from bft_trl.evaluation import available, tasks_path
+from bft_trl.cli.main import main
+from bft_trl.evaluation.runner import available, tasks_path
+from bft_trl.models import read_run
 from bft_trl.prompts import gene_set_prompt
-from bft_trl.run_folder import read_run
 
 ROOT = Path(__file__).parents[1]
 MEDICAL = ["bft_medqa", "bft_medmcqa", "bft_pubmedqa", "bft_mmlu_medical"]
@@ -179,9 +179,9 @@ def test_all_groups_run_from_a_wheel(world, tmp_path):
     assert {path.suffixes[0] for path in (site / "bft_trl" / "report").glob("*.j2")} == {".html", ".md"}
     shutil.rmtree(source)
     code = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import bft_trl.cli\n"
-        "from bft_trl.evaluation import tasks_path\n"
-        "assert str(tasks_path()).startswith(sys.path[0]); sys.exit(bft_trl.cli.main())"
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import bft_trl.cli.main\n"
+        "from bft_trl.evaluation.runner import tasks_path\n"
+        "assert str(tasks_path()).startswith(sys.path[0]); sys.exit(bft_trl.cli.main.main())"
     )
     command = [sys.executable, "-c", code, str(site), *eval_command(world, tmp_path / "out")]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)

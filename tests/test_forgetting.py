@@ -11,11 +11,11 @@ import torch
 from conftest import build_model, build_tokenizer
 from peft import LoraConfig, get_peft_model
 
-from bft_trl import forgetting
-from bft_trl.cli import main
-from bft_trl.evaluation import check_flags
-from bft_trl.forgetting import evaluate_panel
-from bft_trl.run_folder import read_run
+from bft_trl.cli.main import main
+from bft_trl.evaluation import forgetting
+from bft_trl.evaluation.forgetting import evaluate_panel
+from bft_trl.evaluation.runner import check_flags
+from bft_trl.models import read_run
 
 # The right answers of twelve documents. The base says "a" to everything, the adapter "b".
 PANEL = "aaaaaaaabbbb"

@@ -14,9 +14,9 @@ import pytest
 from fuzzing import PLANTED, READERS
 from scipy.sparse import csr_matrix
 
+from bft_trl.biology.cells import _READ_ALL as READ_ALL
+from bft_trl.biology.cells import read_anndata
 from bft_trl.data.tables import ids_as_text, read_table, write_parquet
-from bft_trl.embeddings.cells import _READ_ALL as READ_ALL
-from bft_trl.embeddings.cells import read_anndata
 
 # Half a second and more for one reading: a process of its own, or a model that is loaded.
 SLOW = {"cells sparse", "cells dense"}
@@ -160,9 +160,9 @@ def test_a_file_that_ends_the_reading_process_is_an_error(tmp_path, monkeypatch)
     path = tmp_path / "cells.h5ad"
     path.write_bytes(b"x")
     endless = READ_ALL.split("def read")[0].replace("int(sys.argv[2])", "1") + "while True: pass"
-    monkeypatch.setattr("bft_trl.embeddings.cells._READ_ALL", "import os; os.abort()")
+    monkeypatch.setattr("bft_trl.biology.cells._READ_ALL", "import os; os.abort()")
     with pytest.raises(ValueError, match=r"cells\.h5ad: .* HDF5 did not survive"):
         read_anndata(path)
-    monkeypatch.setattr("bft_trl.embeddings.cells._READ_ALL", endless)
+    monkeypatch.setattr("bft_trl.biology.cells._READ_ALL", endless)
     with pytest.raises(ValueError, match=r"cells\.h5ad: .* HDF5 did not survive"):
         read_anndata(path)

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bft_trl.cli import main
+from bft_trl.cli.main import main
 from bft_trl.data.gene_ontology import obo_gaf_versions, read_obo_gaf
 
 HEADER = (

@@ -15,9 +15,9 @@ from conftest import build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 
 from bft_trl import BFTTrainer
-from bft_trl.cli import main
-from bft_trl.sample_log import SCHEMA
-from bft_trl.samples.hard_samples import by_sample, by_source, hard_samples, ranked, read_record
+from bft_trl.cli.main import main
+from bft_trl.inspection.hard_samples import by_sample, by_source, hard_samples, ranked, read_record
+from bft_trl.training.sample_log import SCHEMA
 
 # nll of each sample in three epochs: b is learned from a hard start, c never, d gets worse, e is easy throughout.
 NLL = {"a": [2.0, 1.5, 1.0], "b": [6.0, 3.0, 0.6], "c": [5.0, 5.0, 4.9], "d": [3.0, 3.5, 4.5], "e": [0.5, 0.4, 0.2]}

@@ -11,11 +11,11 @@ from conftest import build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
-from bft_trl.cli import main
-from bft_trl.run_folder import Run
-from bft_trl.samples.advice import advice
-from bft_trl.samples.inspection import _token_texts, inspect_samples
-from bft_trl.samples.windows import window_kind, window_kinds
+from bft_trl.cli.main import main
+from bft_trl.inspection.advice import advice
+from bft_trl.inspection.inspection import _token_texts, inspect_samples
+from bft_trl.inspection.windows import window_kind, window_kinds
+from bft_trl.models import Run
 
 ROWS = [row | {"id": f"row-{number}", "source": "go"} for number, row in enumerate(sample_rows(5, seed=7))]
 
@@ -213,12 +213,12 @@ def test_command_line(base, tmp_path, caplog):
     ],
 )
 def test_bad_input_is_refused_before_the_model(options, words, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("bft_trl.samples.inspection.load_run", lambda *args, **kwargs: pytest.fail("model loaded"))
+    monkeypatch.setattr("bft_trl.inspection.inspection.load_run", lambda *args, **kwargs: pytest.fail("model loaded"))
     data = tmp_path / "rows.csv"
     data.write_text("prompt,completion\na,b\n")
     out = tmp_path / "out"
     base = [] if "--adapter" in options else ["--model", "x"]
-    monkeypatch.setattr("bft_trl.run_folder._has_chat_template", lambda name: False)
+    monkeypatch.setattr("bft_trl.models._has_chat_template", lambda name: False)
     assert main(["inspect", *base, "--dataset", str(data), "--out", str(out), *options]) == 2
     assert words in capsys.readouterr().err
     assert not out.exists() or not list(out.iterdir())

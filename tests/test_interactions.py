@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from bft_trl.embeddings import interactions, ranking
-from bft_trl.embeddings.classifiers import Fit, fit
-from bft_trl.embeddings.controls import annotation_vectors, degree_features, identity_features, symbol_vectors
-from bft_trl.embeddings.interactions import score_interactions
-from bft_trl.embeddings.pairs import pair_features, read_pairs, share_a_term, shared_genes
-from bft_trl.embeddings.vectors import Vectors
+from bft_trl.biology import interactions, ranking
+from bft_trl.biology.classifiers import Fit, fit
+from bft_trl.biology.controls import annotation_vectors, degree_features, identity_features, symbol_vectors
+from bft_trl.biology.interactions import score_interactions
+from bft_trl.biology.pairs import pair_features, read_pairs, share_a_term, shared_genes
+from bft_trl.biology.vectors import Vectors
 
 
 def write_pairs(path, rows):

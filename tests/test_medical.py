@@ -7,7 +7,7 @@ from hashlib import sha256
 import pandas as pd
 import pytest
 
-from bft_trl.cli import main
+from bft_trl.cli.main import main
 from bft_trl.data import download, evaluation_sets, medical
 from bft_trl.data.documents import asked, read_documents
 from bft_trl.data.download import content_hash, fetch, hub_table

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bft_trl.metrics import SUMS, all_figures, figures, no_samples, pooled, sums_by_row, sums_by_sample, total
+from bft_trl.training.metrics import SUMS, all_figures, figures, no_samples, pooled, sums_by_row, sums_by_sample, total
 from bft_trl.weighting import SupervisedTokens, Weights
 
 # Row 0 holds samples of 2 and 1 tokens, row 2 one of 1 token, row 1 none.

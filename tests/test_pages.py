@@ -20,12 +20,12 @@ from datasets import Dataset
 from test_comparison import choice_documents, write_lm_eval
 
 from bft_trl import BFTTrainer, markdown
-from bft_trl.cli import main
+from bft_trl.cli.main import main
+from bft_trl.comparison import page as page_module
+from bft_trl.comparison.compare import compare
+from bft_trl.comparison.drawing import plain
 from bft_trl.data.card import data_card
-from bft_trl.report import page as page_module
-from bft_trl.report.comparison import compare
-from bft_trl.report.curves import plot_history
-from bft_trl.report.drawing import plain
+from bft_trl.training.curves import plot_history
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import train

@@ -11,9 +11,9 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsRegressor
 
-from bft_trl.embeddings import metrics, predictors
-from bft_trl.embeddings.cells import Changes, changes_of_cells, changes_of_table, read_anndata
-from bft_trl.embeddings.perturbation import METRICS, score_perturbations, target_genes_left_out
+from bft_trl.biology import metrics, predictors
+from bft_trl.biology.cells import Changes, changes_of_cells, changes_of_table, read_anndata
+from bft_trl.biology.perturbation import METRICS, score_perturbations, target_genes_left_out
 
 EVERYTHING = np.ones((2, 4), dtype=bool)
 PREDICTED = np.array([[1.0, -1.0, 0.0, 2.0], [0.0, 0.0, 0.0, 0.0]])

@@ -18,14 +18,14 @@ from peft import LoraConfig, get_peft_model
 from scipy import sparse
 from test_encoders import build_bert
 
-from bft_trl.cli import main
-from bft_trl.embeddings import profiles
-from bft_trl.embeddings.genes import read_genes, warn_of_outdated
-from bft_trl.embeddings.profiles import read_profiles, write_profiles
-from bft_trl.embeddings.vectors import cell_vectors, embed_by_model, embed_profiles, read_vectors
+from bft_trl.biology import profiles
+from bft_trl.biology.genes import read_genes, warn_of_outdated
+from bft_trl.biology.profiles import read_profiles, write_profiles
+from bft_trl.biology.vectors import cell_vectors, embed_by_model, embed_profiles, read_vectors
+from bft_trl.cli.main import main
 from bft_trl.encoders import Encoder
+from bft_trl.models import load_tokenizer, read_run
 from bft_trl.prompts import gene_profile_prompt
-from bft_trl.run_folder import load_tokenizer, read_run
 
 GENES = sorted(["TP53", "BRCA1", "MAPK1", "C9orf72", "A", "HLA-DRB1", "MYC"])
 
@@ -120,11 +120,11 @@ def test_killed_at_random_moments_three_times(world, tmp_path):
     """SIGKILL, in a process of its own, once some batches are on the disk; then the rest."""
     written(world, tmp_path / "whole.parquet", batch_size=1, max_new_tokens=60)
     out = tmp_path / "killed.parquet"
-    command = [sys.executable, "-m", "bft_trl.cli", "profiles", "--model", str(world / "base"), "--out", str(out)]
+    command = [sys.executable, "-m", "bft_trl.cli.main", "profiles", "--model", str(world / "base"), "--out", str(out)]
     command += ["--genes", str(world / "genes.txt"), "--batch-size", "1", "--max-new-tokens", "60", "--device", "cpu"]
     command[1:3] = [
         "-c",
-        "import sys, torch; torch.set_num_threads(1); from bft_trl.cli import main; sys.exit(main())",
+        "import sys, torch; torch.set_num_threads(1); from bft_trl.cli.main import main; sys.exit(main())",
     ]
     moments = random.Random(0)
     parts = out.with_name("killed.parquet.parts")

@@ -19,6 +19,19 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from bft_trl.biology import metrics, ranking
+from bft_trl.biology.cells import changes_of_table
+from bft_trl.biology.pairs import read_pairs
+from bft_trl.biology.vectors import _write as write_vectors
+from bft_trl.biology.vectors import read_vectors
+from bft_trl.comparison.statistics import (
+    MCNEMAR,
+    cross_validated,
+    holm,
+    paired_interval,
+    paired_test,
+    smallest_difference,
+)
 from bft_trl.data.tables import (
     ids_as_text,
     parquet_bytes,
@@ -28,11 +41,10 @@ from bft_trl.data.tables import (
     read_table,
     split_genes,
 )
-from bft_trl.embeddings import metrics, ranking
-from bft_trl.embeddings.cells import changes_of_table
-from bft_trl.embeddings.pairs import read_pairs
-from bft_trl.embeddings.vectors import _write as write_vectors
-from bft_trl.embeddings.vectors import read_vectors
+from bft_trl.evaluation.multiple_choice import choice_scores
+from bft_trl.evaluation.names import recorded_name
+from bft_trl.evaluation.rouge import ROUGE, rouge_scores
+from bft_trl.evaluation.similarity import background_percentile, cosine_similarity
 from bft_trl.lm_head import frozen_log_probs
 from bft_trl.prompts import (
     LETTERS,
@@ -44,18 +56,6 @@ from bft_trl.prompts import (
     parse_choice,
     parse_process,
 )
-from bft_trl.report.statistics import (
-    MCNEMAR,
-    cross_validated,
-    holm,
-    paired_interval,
-    paired_test,
-    smallest_difference,
-)
-from bft_trl.scoring.multiple_choice import choice_scores
-from bft_trl.scoring.names import recorded_name
-from bft_trl.scoring.rouge import ROUGE, rouge_scores
-from bft_trl.scoring.similarity import background_percentile, cosine_similarity
 from bft_trl.weighting import bft_weights, supervised_tokens
 
 pytestmark = pytest.mark.property

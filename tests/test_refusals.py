@@ -8,8 +8,8 @@ from test_trainer import SGD, build, logged
 from trl import SFTConfig
 
 from bft_trl import BFTTrainer
-from bft_trl.refusals import check_parallelism
-from bft_trl.rows import ROW
+from bft_trl.training.refusals import check_parallelism
+from bft_trl.training.rows import ROW
 
 
 def trainer(tmp_path, rows=None, *, config=None, **options):

@@ -7,7 +7,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from bft_trl import BFTTrainer
-from bft_trl.rows import MAX_GROUPS, ROW, DataRows
+from bft_trl.training.rows import MAX_GROUPS, ROW, DataRows
 
 
 def trainer(folder, rows, *, eval_rows=None, **config):

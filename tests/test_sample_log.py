@@ -15,7 +15,7 @@ from conftest import build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 
 from bft_trl import BFTTrainer
-from bft_trl.sample_log import SCHEMA, SampleLog, read_part
+from bft_trl.training.sample_log import SCHEMA, SampleLog, read_part
 
 ROWS = [row | {"id": f"row-{number}", "source": "ab"[number % 2]} for number, row in enumerate(sample_rows(6, seed=2))]
 COLUMNS = ["epoch", "step", "row"]
@@ -128,7 +128,7 @@ def test_a_run_that_breaks_off_keeps_its_records(tmp_path):
 
 def test_parts_stay_small(tmp_path, monkeypatch):
     """A part is written over until it is full: with room for 4 records, 12 records are three parts."""
-    monkeypatch.setattr("bft_trl.sample_log._RECORDS", 4)
+    monkeypatch.setattr("bft_trl.training.sample_log._RECORDS", 4)
     trainer(tmp_path, save_strategy="steps", save_steps=1).train()
     files = sorted(file.name for file in (tmp_path / "samples").iterdir())
     assert files == ["part-00000-0.parquet", "part-00001-0.parquet", "part-00002-0.parquet"]

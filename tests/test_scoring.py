@@ -11,18 +11,18 @@ import pandas as pd
 import pytest
 from nltk.stem.porter import PorterStemmer
 
-from bft_trl.cli import main
-from bft_trl.prompts import choice_answer, choice_prompt, lettered, parse_choice
-from bft_trl.scoring.floors import (
+from bft_trl.cli.main import main
+from bft_trl.evaluation.baselines import (
     CONSTANT,
     choice_floors,
     enrichment_floor,
     name_floors,
 )
-from bft_trl.scoring.multiple_choice import choice_scores
-from bft_trl.scoring.names import Background, recorded_name, score_names
-from bft_trl.scoring.rouge import cleaned_answer, cleaned_reference, rouge_scores
-from bft_trl.scoring.similarity import background_percentile, cosine_similarity
+from bft_trl.evaluation.multiple_choice import choice_scores
+from bft_trl.evaluation.names import Background, recorded_name, score_names
+from bft_trl.evaluation.rouge import cleaned_answer, cleaned_reference, rouge_scores
+from bft_trl.evaluation.similarity import background_percentile, cosine_similarity
+from bft_trl.prompts import choice_answer, choice_prompt, lettered, parse_choice
 
 WORDS = "regulation of DNA repair, cell-cycle positive mRNA (nuclear) transport IL-2/STAT5 signalling".split()  # noqa: SIM905
 
@@ -258,7 +258,8 @@ def test_words_as_labels():
 def test_a_long_answer_is_read_quickly():
     """Nested repetition would take minutes here, and quadratic search half a minute."""
     code = (
-        "from bft_trl.prompts import parse_choice, parse_process; from bft_trl.scoring.rouge import cleaned_answer\n"
+        "from bft_trl.prompts import parse_choice, parse_process\n"
+        "from bft_trl.evaluation.rouge import cleaned_answer\n"
         "parse_choice('answer ' * 20000 + '* ' * 20000, 'ABCD'); parse_choice('Answer: A' + ' (' * 50000, 'ABCD')\n"
         "parse_process(chr(10) * 200000); parse_process('Process' + '*' * 200000); cleaned_answer('(' * 200000)"
     )
@@ -436,7 +437,7 @@ def test_background_without_encoder(files, tmp_path, capsys):
 
 def test_importing_the_metrics_loads_neither_torch_nor_trl():
     code = (
-        "import sys, bft_trl.scoring.names, bft_trl.scoring.floors, bft_trl.encoders\n"
+        "import sys, bft_trl.evaluation.names, bft_trl.evaluation.baselines, bft_trl.encoders\n"
         "sys.exit(bool({'torch', 'trl', 'rouge_score', 'sentence_transformers'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,10 +16,10 @@ from conftest import build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 
 from bft_trl import BFTConfig, BFTTrainer
-from bft_trl.cli import main
+from bft_trl.cli.main import main
 from bft_trl.data.download import fetch
 from bft_trl.data.tables import read_table
-from bft_trl.evaluation import check_flags
+from bft_trl.evaluation.runner import check_flags
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [
@@ -256,7 +256,7 @@ def test_a_models_code_runs_only_where_the_user_asks(model_with_code, tmp_path, 
 def test_nobody_is_asked_at_the_terminal(model_with_code, tmp_path, monkeypatch):
     """transformers would, with fifteen seconds to answer, where `trust_remote_code` is None."""
     from bft_trl.encoders import load_encoder
-    from bft_trl.run_folder import Run, load_run, load_tokenizer
+    from bft_trl.models import Run, load_run, load_tokenizer
 
     questions = []
     monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "y")

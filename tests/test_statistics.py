@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from bft_trl.report.statistics import cross_validated, holm, paired_interval, paired_test, smallest_difference
+from bft_trl.comparison.statistics import cross_validated, holm, paired_interval, paired_test, smallest_difference
 
 
 def rng(seed=0):

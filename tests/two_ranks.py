@@ -15,7 +15,7 @@ from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 
 from bft_trl import BFTTrainer
-from bft_trl.samples.hard_samples import read_record
+from bft_trl.inspection.hard_samples import read_record
 
 FIGURES = (
     "nll",

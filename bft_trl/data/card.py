@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from bft_trl import markdown
-from bft_trl.atomic import replacing_all
-from bft_trl.data.tables import to_parquet
+from bft_trl.data.tables import small_parquet
+from bft_trl.io import write_files
 
 
 def write_data(files: Mapping[Path, pd.DataFrame], **described: Any) -> None:
@@ -19,13 +19,10 @@ def write_data(files: Mapping[Path, pd.DataFrame], **described: Any) -> None:
 
     Half of an older split beside half of a new one would be training data in the evaluation set.
     """
-    paths = [*files, next(iter(files)).with_name("README.md")][::-1]
-    with replacing_all(*paths) as temporaries:
-        places = dict(zip(paths, temporaries, strict=True))
-        for path, table in files.items():
-            to_parquet(places[path], table)
-        checksums = {path: sha256(places[path]) for path in files}
-        temporaries[0].write_text(data_card(files, checksums, **described), encoding="utf-8")
+    contents = {path: small_parquet(table) for path, table in files.items()}
+    checksums = {path: hashlib.sha256(content).hexdigest() for path, content in contents.items()}
+    card = data_card(files, checksums, **described)
+    write_files({next(iter(files)).with_name("README.md"): card.encode()} | contents)
 
 
 def data_card(

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from bft_trl.atomic import check_folder
 from bft_trl.data.documents import read_documents
 from bft_trl.data.evaluation_sets import PUBLISHED, load_evaluation_sets
 from bft_trl.data.leakage import REASONS, find_leaks
 from bft_trl.data.medical import SOURCES, load_questions
 from bft_trl.data.tables import write_together
+from bft_trl.io import check_folder
 
 logger = logging.getLogger(__name__)
 

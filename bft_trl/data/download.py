@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from bft_trl.atomic import write_text
 from bft_trl.data.tables import read_json_object
+from bft_trl.io import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bft_trl.atomic import check_folder
 from bft_trl.data.card import write_data
 from bft_trl.data.leakage import connected_sets, find_leaks
 from bft_trl.data.sources import Source
 from bft_trl.data.splits import split
 from bft_trl.data.tables import read_gene_sets, read_parquet
+from bft_trl.io import check_folder
 from bft_trl.prompts import conversation, gene_set_answer, gene_set_prompt
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def build(
 
     Returns the two tables of rows. Raises ValueError for values and files that cannot be used.
     """
-    check_folder(out)
+    check_folder(out, name="out")
     if seed < 0:
         raise ValueError(f"`seed={seed}` must be 0 or more.")
     evaluation_sets = [read_gene_sets(path) for path in excluded]

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bft_trl.atomic import check_folder
 from bft_trl.data.card import write_data
 from bft_trl.data.documents import read_documents
 from bft_trl.data.leakage import find_leaks, normalised_text
 from bft_trl.data.medical import SOURCES, load_questions, local_file, question_row
 from bft_trl.data.splits import split
+from bft_trl.io import check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def build(
 
     Returns the two tables of rows. Raises ValueError or OSError for values and files that cannot be used.
     """
-    check_folder(out)
+    check_folder(out, name="out")
     if seed < 0:
         raise ValueError(f"`seed={seed}` must be 0 or more.")
     if len(set(sources)) < len(sources) or not sources:

@@ -14,8 +14,8 @@ import pandas as pd
 from pyarrow import ArrowException
 from pyarrow.parquet import read_metadata
 
-from bft_trl.atomic import replacing, replacing_all
 from bft_trl.data.lines import numbered_lines
+from bft_trl.io import write_files
 
 READERS = {
     ".parquet": lambda path: _read_parquet(path, None),
@@ -204,23 +204,17 @@ def check_sizes(min_genes: int, max_genes: int) -> None:
 
 def write_parquet(path: Path, table: pd.DataFrame) -> None:
     """Writes a table atomically."""
-    with replacing(path) as temporary:
-        to_parquet(temporary, table)
+    write_files({path: small_parquet(table)})
 
 
 def write_together(files: Mapping[Path, pd.DataFrame | str]) -> None:
-    """Writes tables (parquet) and texts that belong together, in this order; see [`replacing_all`]."""
-    with replacing_all(*files) as temporaries:
-        for temporary, content in zip(temporaries, files.values(), strict=True):
-            if isinstance(content, str):
-                temporary.write_text(content, encoding="utf-8")
-            else:
-                to_parquet(temporary, content)
+    """Writes tables (parquet) and texts that belong together, in this order."""
+    write_files({path: c.encode() if isinstance(c, str) else small_parquet(c) for path, c in files.items()})
 
 
-def to_parquet(path: Path, table: pd.DataFrame) -> None:
-    """Writes a table in place, small."""
-    path.write_bytes(parquet_bytes(table, compression="zstd", compression_level=19))
+def small_parquet(table: pd.DataFrame) -> bytes:
+    """A table as a small parquet file."""
+    return parquet_bytes(table, compression="zstd", compression_level=19)
 
 
 def parquet_bytes(table: pd.DataFrame, **options: Any) -> bytes:

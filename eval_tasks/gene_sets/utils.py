@@ -8,8 +8,8 @@ from lm_eval.api.task import ConfigurableTask
 
 from bft_trl.data.evaluation_sets import load_background, load_evaluation_sets
 from bft_trl.encoders import MEDCPT, cached_vectors, load_encoder
+from bft_trl.evaluation.names import SCORER_VERSION, Background, score_names
 from bft_trl.prompts import gene_set_prompt, parse_process
-from bft_trl.scoring.names import SCORER_VERSION, Background, score_names
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from bft_trl.data.medical import load_questions
+from bft_trl.evaluation.multiple_choice import choice_scores
 from bft_trl.prompts import choice_prompt
-from bft_trl.scoring.multiple_choice import choice_scores
 
 
 def _load(source: str, data_dir: str | None, *, shuffle: bool = False) -> DatasetDict:

@@ -1,0 +1,1 @@
+"""The `bft-trl` command."""
