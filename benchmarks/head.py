@@ -21,7 +21,7 @@ from isolated import answer, measure_all, medians, peak, reset_peak, timed
 from trl.kernels import ChunkedLogProbFunction
 
 from bft_trl.lm_head import CHUNK_BYTES, frozen_log_probs
-from bft_trl.weighting import bft_weights, supervised_tokens
+from bft_trl.weighting import supervised_tokens, token_and_sample_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference import bft_loss_full_logits
@@ -106,7 +106,7 @@ def score(arm: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Te
     log_probs = found.new_zeros(mask.shape)
     log_probs = log_probs.masked_scatter(mask, found) if len(found) == mask.sum() else found.view(mask.shape)
     tokens = supervised_tokens(log_probs, mask)
-    weights = bft_weights(tokens.log_probs, tokens.lengths, group_size=GROUP_SIZE)
+    weights = token_and_sample_weights(tokens.log_probs, tokens.lengths, group_size=GROUP_SIZE)
     scale = (weights.sample / tokens.lengths).repeat_interleave(tokens.lengths) * weights.token
     (-(scale * tokens.log_probs).sum() / len(tokens.lengths)).backward()
 

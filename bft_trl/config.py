@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
+import torch
 from trl import SFTConfig
 
 # What a checkpoint and a model card say about the objective, in this order.
@@ -25,11 +26,10 @@ class BFTConfig(SFTConfig):
     r"""
     Configuration class for the [`BFTTrainer`].
 
-    It inherits every parameter from `trl.SFTConfig` and adds the choice of objective. Checkpoints of one run are
-    chosen by the unweighted `eval_nll`, lower is better; compare *objectives* by task scores, since nll favours SFT by
-    construction. The options from `bft_version` to
-    `min_token_weight` act under `loss_type="bft"` only. Their meaning, defaults and
-    choices are in the fields' help texts (`python examples/train.py --help`).
+    It inherits every parameter from `trl.SFTConfig` and adds the choice of objective. With `load_best_model_at_end`
+    the default metric is the unweighted `eval_nll`; compare *objectives* by task scores, since nll favors SFT by
+    construction. The options from `bft_version` to `min_token_weight` act under `loss_type="bft"` only. The help text
+    of each field says what it means (`python examples/train.py --help`).
     """
 
     loss_type: str = field(
@@ -78,34 +78,24 @@ class BFTConfig(SFTConfig):
     )
 
     weight_column: str | None = field(
-        default="weight",
-        metadata={
-            "help": "Column of the training data, where there is one of this name, that multiplies into the sample "
-            "weight of 'bft'; 0 drops the row, under every objective."
-        },
-    )
-    group_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column of few values, such as the source: nll, sample weight and group confidence are logged for "
-            "each value beside the figures over all."
+            "help": "Column of the training data that multiplies into the sample weight of 'bft'. 0 drops the row, "
+            "under every objective."
         },
     )
-    record_samples: bool = field(
-        default=True,
-        metadata={
-            "help": "Write what training sees of each sample to `output_dir`/samples, for `bft-trl hard-samples`."
-        },
-    )
-
-    # Overridden defaults: checkpoints of one run are compared by the unweighted loss.
-    metric_for_best_model: str | None = field(
-        default="eval_nll", metadata={"help": "The metric that chooses the best checkpoint of this run."}
-    )
-    greater_is_better: bool | None = field(
+    metrics_by_column: str | None = field(
         default=None,
         metadata={
-            "help": "Whether a greater metric is better. Default: False for 'nll' and any '..._loss', else True."
+            "help": "Column of few values, such as the source: nll, sample weight and group confidence are also "
+            "logged for each value."
+        },
+    )
+    log_samples: bool = field(
+        default=False,
+        metadata={
+            "help": "Log nll, confidence and weight of each sample to `output_dir`/_samples, for `bft-trl "
+            "hard-samples`. The log holds numbers only, and `push_to_hub` skips it."
         },
     )
 
@@ -149,9 +139,13 @@ class BFTConfig(SFTConfig):
                 "`packing_strategy='wrapped'` cuts documents without leaving a trace of where, so samples can be "
                 "neither weighed nor counted. Use `packing_strategy='bfd'`."
             )
+        self.metric_for_best_model: str | None
+        self.greater_is_better: bool | None
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "eval_nll"  # the objectives' own losses cannot be compared
         if self.greater_is_better is None and self.metric_for_best_model is not None:
-            # transformers takes any name that does not end in "loss" for a score.
-            self.greater_is_better = not self.metric_for_best_model.endswith(("nll", "loss"))
+            # transformers takes any name that does not end in "loss" for a score; "nll/go" is that of a column value.
+            self.greater_is_better = not self.metric_for_best_model.split("/")[0].endswith(("nll", "loss"))
         self.group_size = int(self.group_size)  # also of numpy, which JSON would not take
         super().__post_init__()
         secret = {"token", "use_auth_token"} & set(self.model_init_kwargs or {})
@@ -164,9 +158,13 @@ class BFTConfig(SFTConfig):
     # A dataclass makes a representation of its own, with the token in it; that of `TrainingArguments` hides it.
     __repr__ = SFTConfig.__str__
 
-    def __getstate__(self) -> dict[str, Any]:
-        # `Trainer` pickles its arguments into training_args.bin, beside the weights that people share.
-        return self.__dict__ | {"hub_token": None}
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # `Trainer` writes its arguments beside the weights with torch.save, which pickles with protocol 2. Copies and
+        # spawned workers use a later protocol and keep the token.
+        function, arguments, state, *rest = super().__reduce_ex__(protocol)
+        if protocol == torch.serialization.DEFAULT_PROTOCOL:
+            state = state | {"hub_token": None}
+        return function, arguments, state, *rest
 
     def objective(self) -> dict[str, Any]:
         """The fields that define the loss, by name: what goes into checkpoints and model cards."""

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary file beside `path`, with the same suffix, that replaces it if the block ends without error."""
+    """Yields a temporary file beside `path`, of the same suffix, that replaces it if the block ends without error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -24,7 +24,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
-    """Writes several files. All are complete on disk before the first one replaces an older file, in the given order."""
+    """Writes several files. All are complete before the first one replaces an older file, in the given order."""
     with ExitStack() as stack:
         # The stack closes the files in reverse order.
         for path, content in reversed(files.items()):

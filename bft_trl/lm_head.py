@@ -12,15 +12,17 @@ gradient is linear in them.
 """
 
 import functools
-import inspect
 from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.logging import get_logger
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
+
+logger = get_logger(__name__)
 
 # Memory for the logits of one chunk. Each chunk reads the weight anew: with few rows a GPU would wait for that, so
 # there it is as much as TRL's tile of logits takes.
@@ -179,31 +181,79 @@ def _ascent(probs: torch.Tensor, operand: torch.Tensor, target: torch.Tensor, we
 # --- in a model ------------------------------------------------------------------------------------------------------
 
 
+def choose_lm_head(model: Any, backend: str, *, has_aux_loss: bool) -> str:
+    """Adds the frozen LM head to `model` if `backend` asks for it and it applies. Returns "frozen" or "trl".
+
+    Args:
+        model: causal LM with TRL's fused head, without its PEFT wrapper.
+        backend: "auto", "frozen" or "trl", see `BFTConfig.lm_head_backend`.
+        has_aux_loss: whether the loss includes the auxiliary loss of a mixture of experts.
+
+    Raises ValueError if `backend="frozen"` does not apply, or if TRL's head cannot read the weight.
+    """
+    head = model.get_output_embeddings()
+    if not (hasattr(head, "weight") and hasattr(head, "bias")):
+        raise ValueError(
+            f"The LM head is a `{type(head).__name__}`, whose weight and bias TRL's fused head cannot read. Where "
+            "PEFT adapts an embedding that is tied to it, remove `trainable_token_indices` from the configuration."
+        )
+    if backend == "trl":
+        return backend
+    obstacle = "TRL's head computes the auxiliary loss of a mixture of experts" if has_aux_loss else None
+    obstacle = obstacle or frozen_head_obstacle(model)
+    if obstacle is None:
+        use_frozen_head(model)
+        return "frozen"
+    if backend == "frozen":
+        raise ValueError(
+            f"`lm_head_backend='frozen'` does not apply here: {obstacle}. Set `lm_head_backend='auto'` or 'trl'."
+        )
+    logger.warning("The log-probabilities come from TRL's fused LM head, not from the frozen one: %s.", obstacle)
+    return "trl"
+
+
 def frozen_head_obstacle(model: Any) -> str | None:
-    """Why the frozen head would be wrong for `model`, a causal LM that has TRL's fused head; None if it holds."""
+    """Returns why the frozen head would be wrong for `model`, or None if it applies."""
     head = model.get_output_embeddings()
     if type(head).forward is not nn.Linear.forward or not head.weight.is_floating_point():
         return f"the LM head is adapted, quantized or no linear layer (`{type(head).__name__}`)"
     if any(parameter.requires_grad for parameter in head.parameters()):
         return "the LM head (or the embedding that it is tied to) is trained"
-    settings = _trl_settings(model)
-    if settings.keys() != _SETTINGS:
-        return f"this version of TRL's head has other settings: {sorted(settings.keys() ^ _SETTINGS)}"
-    if settings["final_logit_softcapping"] is not None:
+    config = model.config.get_text_config()
+    if getattr(config, "final_logit_softcapping", None) is not None:
         return "the logits are soft-capped"
-    if settings["temperature"] != 1 or settings["cast_lm_head_to_fp32"]:
-        return "TRL's head was given a temperature, or float32 to work in"
-    return None
+    unknown = [
+        name
+        for name, value in vars(config).items()
+        if "logit" in name and name not in _KNOWN_OPTIONS and isinstance(value, int | float) and value is not False
+    ]
+    return f"the effect of the model option `{unknown[0]}` on the logits is not known" if unknown else None
+
+
+# Options of a model's configuration that multiply its logits. Granite and MiniCPM3 divide by `logits_scaling`,
+# HyperCLOVA X multiplies by it.
+_SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+# The last two act on attention scores, and on the router of a mixture of experts.
+_KNOWN_OPTIONS = {*_SCALES, "attn_logit_softcapping", "output_router_logits"}
+
+
+def logit_scale(config: Any) -> float:
+    """Returns the factor by which a model multiplies its logits, from its text configuration."""
+    name = next((name for name in _SCALES if getattr(config, name, None) is not None), None)
+    if name is None:
+        return 1.0
+    scale = float(getattr(config, name))
+    return 1 / scale if name == "logits_scaling" and config.model_type != "hyperclovax" else scale
 
 
 def use_frozen_head(model: Any) -> None:
     """Lets `model(..., fused_lm_head="frozen")` score its supervised tokens by [`frozen_log_probs`].
 
     The output is TRL's `FusedCausalLMOutput` with `log_probs`, `entropy`, `is_top1` and `label_mask`, each (B, S-1)
-    and 0 where the label is -100. Every other call is what it was, also `fused_lm_head=True`, TRL's head: trainers
+    and 0 where the label is -100. Every other call is unchanged, also `fused_lm_head=True`, TRL's head: trainers
     that share a model each ask for theirs. Call it after TRL's `add_fused_lm_head`.
     """
-    logit_scale = _trl_settings(model)["logit_scale"]
+    scale = logit_scale(model.config.get_text_config())
     trl_forward = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` checks its arguments against the signature
@@ -219,21 +269,9 @@ def use_frozen_head(model: Any) -> None:
         mask = labels != -100
         weight, bias = (part.full_tensor() if isinstance(part, DTensor) else part for part in (head.weight, head.bias))
         with maybe_gather_lm_head_ctx(weight, bias):
-            scores = frozen_log_probs(hidden[mask], weight, labels[mask], bias=bias, logit_scale=logit_scale)
+            scores = frozen_log_probs(hidden[mask], weight, labels[mask], bias=bias, logit_scale=scale)
         # `masked_scatter` of nothing stays connected to the model: a fully masked batch has a gradient of zero.
         per_token = [score.new_zeros(mask.shape).masked_scatter(mask, score) for score in scores]
         return FusedCausalLMOutput(**dict(zip(TokenScores._fields, per_token, strict=True)), label_mask=mask)
 
     model.forward = MethodType(forward, model)
-
-
-# What TRL's fused forward keeps of the model and of its own arguments.
-_SETTINGS = {
-    *("backbone_attr", "cast_lm_head_to_fp32", "final_logit_softcapping", "logit_scale", "original_forward"),
-    *("outputs", "temperature", "text_config"),
-}
-
-
-def _trl_settings(model: Any) -> dict[str, Any]:
-    """What TRL found out about the logits of this architecture: it knows each one's name for its scale."""
-    return dict(inspect.getclosurevars(model.forward.__func__).nonlocals)

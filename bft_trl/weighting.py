@@ -95,7 +95,7 @@ def minimum_group_confidence(
 
 
 def local_confidence(log_probs: torch.Tensor, lengths: torch.Tensor, *, group_size: int) -> torch.Tensor:
-    """The v3 confidence around each token: the mean of c over `group_size` tokens centred on it.
+    """The v3 confidence around each token: the mean of c over `group_size` tokens centered on it.
 
     Args:
         log_probs: (N,) in nats.
@@ -106,53 +106,67 @@ def local_confidence(log_probs: torch.Tensor, lengths: torch.Tensor, *, group_si
     Returns:
         (N,) in [0, 1].
     """
-    return _centred_windows(log_probs, lengths, group_size=group_size)[0]
+    return _centered_windows(log_probs, lengths, group_size=group_size)[0]
 
 
 @torch.no_grad()
-def bft_weights(
+def token_and_sample_weights(
     log_probs: torch.Tensor,
     lengths: torch.Tensor,
     *,
-    version: str = "v1",
+    loss_type: str = "bft",
+    bft_version: str = "v1",
+    token_weighting: bool = True,
+    sample_weighting: bool = True,
     group_size: int = 256,
     confidence_mean: str = "geometric",
     confidence_gamma: float = 1.0,
     min_token_weight: float = 0.0,
 ) -> Weights:
-    """Token weights w and sample weights s of BFT.
+    """Token weights w and sample weights s of an objective, and the confidence of each sample.
 
-    v1: w = c, s = 1 - p_conf ** gamma with the minimum group confidence p_conf.
-    v3: w = clip(c / (C_loc + 1e-8), 0, 1), s = 1 - min C_loc with the local confidence C_loc.
+    | `loss_type` | w | s |
+    |---|---|---|
+    | "nll" | 1 | 1 |
+    | "dft" | c | 1 |
+    | "bft", v1 | c | 1 - p_conf ** gamma with the minimum group confidence p_conf |
+    | "bft", v3 | clip(c / (C_loc + 1e-8), 0, 1) with the local confidence C_loc | 1 - min C_loc |
 
     Args:
         log_probs: (N,) in nats, any float dtype; the weights are computed in float32 or better.
         lengths: (B,) tokens per sample, sum N.
-        version: "v1" or "v3".
+        loss_type, bft_version, token_weighting, sample_weighting: the objective, see `BFTConfig`. The confidence
+            follows `bft_version` for every `loss_type`.
         group_size: window length in supervised tokens.
         confidence_mean: v1 only, see [`minimum_group_confidence`].
         confidence_gamma: v1 only, exponent on the minimum group confidence.
-        min_token_weight: floor on w; 0 is the paper.
+        min_token_weight: floor on w under "bft"; 0 is the paper.
     """
     # Rounding can put a log-probability just above 0; a probability is at most 1.
     log_probs = log_probs.detach().to(torch.promote_types(log_probs.dtype, torch.float32)).clamp(max=0)
     probs = log_probs.exp()
-    if version == "v1":
+    if bft_version == "v1":
         windows = _full_windows(log_probs, lengths, group_size=group_size, mean=confidence_mean)
         confidence = _minimum_per_sample(windows[0], lengths)
         token, sample = probs, 1 - confidence**confidence_gamma
         windowed = lengths > group_size
-    elif version == "v3":
-        windows = _centred_windows(log_probs, lengths, group_size=group_size)
+    elif bft_version == "v3":
+        windows = _centered_windows(log_probs, lengths, group_size=group_size)
         local = windows[0]
         confidence = _minimum_per_sample(local, lengths)
         token, sample = (probs / (local + V3_EPSILON)).clamp(0, 1), 1 - confidence
         # The first token's window ends after (g + 1) // 2 tokens: from there on some window is not the whole sample.
         windowed = lengths > (group_size + 1) // 2
     else:
-        raise ValueError(f"`version={version!r}` is not known: choose 'v1' or 'v3'.")
-    weakest = _first_window(windows, confidence, lengths)
-    return Weights(token.clamp(min=min_token_weight), sample.clamp(0, 1), confidence, windowed, weakest)
+        raise ValueError(f"`bft_version={bft_version!r}` is not known: choose 'v1' or 'v3'.")
+    token, sample = token.clamp(min=min_token_weight), sample.clamp(0, 1)
+    if loss_type == "dft":
+        token = probs
+    if loss_type == "nll" or (loss_type == "bft" and not token_weighting):
+        token = torch.ones_like(token)
+    if loss_type != "bft" or not sample_weighting:
+        sample = torch.ones_like(sample)
+    return Weights(token, sample, confidence, windowed, _first_window(windows, confidence, lengths))
 
 
 # The confidence of the window of each token, and its bounds in the row: three (N,) tensors.
@@ -173,8 +187,8 @@ def _full_windows(log_probs: torch.Tensor, lengths: torch.Tensor, *, group_size:
     raise ValueError(f"`mean={mean!r}` is not known: choose 'geometric' or 'arithmetic'.")
 
 
-def _centred_windows(log_probs: torch.Tensor, lengths: torch.Tensor, *, group_size: int) -> _Windows:
-    """The v3 windows: `group_size` tokens centred on each one."""
+def _centered_windows(log_probs: torch.Tensor, lengths: torch.Tensor, *, group_size: int) -> _Windows:
+    """The v3 windows: `group_size` tokens centered on each one."""
     first, end = _sample_bounds(lengths)
     position = torch.arange(len(log_probs), device=log_probs.device)
     left = torch.maximum(position - group_size // 2, first)

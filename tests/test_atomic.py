@@ -13,7 +13,7 @@ from datasets import Dataset
 from bft_trl import BFTTrainer
 from bft_trl import io as atomic
 from bft_trl.cli.main import main
-from bft_trl.io import lock, atomic_file, replacing_all, atomic_folder, write_files
+from bft_trl.io import atomic_file, atomic_folder, lock, replacing_all, write_files
 
 
 @contextmanager

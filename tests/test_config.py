@@ -1,4 +1,9 @@
+import copy
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
 import pytest
+import torch
 from conftest import build_config
 from trl import TrlParser
 
@@ -17,12 +22,30 @@ def test_defaults_are_the_paper(tmp_path):
         "confidence_gamma": 1.0,
         "min_token_weight": 0.0,
     }
-    assert config.metric_for_best_model == "eval_nll"
-    assert config.greater_is_better is False
+    assert (config.weight_column, config.metrics_by_column, config.log_samples) == (None, None, False)
+
+
+def test_best_metric_acts_only_with_load_best_model_at_end(tmp_path):
+    assert build_config(tmp_path).metric_for_best_model is None
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
+    config = build_config(tmp_path, **best)
+    assert (config.metric_for_best_model, config.greater_is_better) == ("eval_nll", False)
+    assert build_config(tmp_path, metric_for_best_model="eval_loss", **best).metric_for_best_model == "eval_loss"
+
+
+def test_the_token_stays_in_copies_and_not_in_files(tmp_path):
+    config = build_config(tmp_path, hub_token="hf_secret")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as workers:
+        copies = [copy.copy(config), copy.deepcopy(config), workers.submit(copy.copy, config).result()]
+    assert [found.hub_token for found in copies] == ["hf_secret"] * 3
+    torch.save(config, tmp_path / "training_args.bin")
+    assert b"hf_secret" not in (tmp_path / "training_args.bin").read_bytes()
+    assert torch.load(tmp_path / "training_args.bin", weights_only=False).hub_token is None
 
 
 @pytest.mark.parametrize(
-    ("metric", "greater"), [("eval_nll", False), ("eval_loss", False), ("eval_mean_token_accuracy", True)]
+    ("metric", "greater"),
+    [("eval_nll", False), ("eval_nll/go", False), ("eval_loss", False), ("eval_mean_token_accuracy", True)],
 )
 def test_direction_of_the_best_metric(metric, greater, tmp_path):
     assert build_config(tmp_path, metric_for_best_model=metric).greater_is_better is greater

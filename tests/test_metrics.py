@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from bft_trl.training.metrics import SUMS, all_figures, figures, no_samples, pooled, sums_by_row, sums_by_sample, total
+from bft_trl.training.metrics import (
+    SUMS,
+    all_metrics,
+    pool_sums,
+    step_metrics,
+    sum_by_row,
+    sum_by_sample,
+    total,
+    zero_sums,
+)
 from bft_trl.weighting import SupervisedTokens, Weights
 
 # Row 0 holds samples of 2 and 1 tokens, row 2 one of 1 token, row 1 none.
@@ -16,12 +25,12 @@ WEIGHTS = Weights(
 
 
 def by_row(weights=WEIGHTS, *, mean_over_samples=True):
-    return sums_by_row(sums_by_sample(TOKENS, weights, mean_over_samples=mean_over_samples), TOKENS.row, 3)[:, 0]
+    return sum_by_row(sum_by_sample(TOKENS, weights, mean_over_samples=mean_over_samples), TOKENS.row, 3)
 
 
 def test_sums_by_hand():
     """Weighted nll per sample: 0.5 + 0.3 = 0.8, 0.4, 4. Means over samples: 1 * 0.8 / 2 + 0.5 * 0.4 = 0.6, and 1."""
-    sums = by_row()
+    sums = by_row()[:, 0]
     row = dict(zip([*SUMS, "lowest"], sums[0].tolist(), strict=True))
     assert row == pytest.approx(
         {
@@ -37,16 +46,16 @@ def test_sums_by_hand():
             "lowest": 0.2,
         }
     )
-    assert torch.equal(sums[1:2], no_samples())
+    assert torch.equal(sums[1:2], zero_sums(1))
     assert total(sums, "objective") == pytest.approx(1.6)
-    by_token = by_row(mean_over_samples=False)
+    by_token = by_row(mean_over_samples=False)[:, 0]
     assert total(by_token, "objective") == pytest.approx(5.2)
 
 
-def test_figures_by_hand():
+def test_metrics_by_hand():
     """Over both rows as one step: 10 nats in 4 tokens; (1.75)^2 / 1.3125 = 7/3 effective samples."""
-    step = pooled(by_row())
-    assert figures(step) == pytest.approx(
+    step = pool_sums([by_row()], 0)[:, 0]
+    assert step_metrics(step) == pytest.approx(
         {
             "nll": 2.5,
             "token_weight": 0.45,
@@ -58,22 +67,30 @@ def test_figures_by_hand():
         }
     )
     # two equal steps, and one without samples: the size stays that of a step
-    assert figures(torch.cat([step, step, no_samples()])) == pytest.approx(figures(step))
-    assert figures(no_samples()) == {}
+    assert step_metrics(torch.cat([step, step, zero_sums(1)])) == pytest.approx(step_metrics(step))
+    assert step_metrics(zero_sums(1)) == {}
 
 
 def test_all_weights_zero():
     weights = WEIGHTS._replace(sample=torch.zeros(3))
-    assert figures(pooled(by_row(weights)))["effective_sample_size"] == 0
+    assert step_metrics(pool_sums([by_row(weights)], 0)[:, 0])["effective_sample_size"] == 0
 
 
-def test_groups_by_hand():
-    """Samples 0 and 2 are of group "b", 1 of none: "b" has 8 nats in 3 tokens, (1 + 0.25) / 2, (0.3 + 0.6) / 2."""
-    sums = sums_by_sample(TOKENS, WEIGHTS, mean_over_samples=True)
-    steps = sums_by_row(sums, TOKENS.row, 3, torch.tensor([1, -1, 1]), 2)
-    assert steps.shape == (3, 3, len(SUMS) + 1)
-    found = all_figures(pooled(steps), ["a", "b"])
+def test_metrics_by_value_by_hand():
+    """Samples 0 and 2 have value "b", 1 has "a": "b" has 8 nats in 3 tokens, (1 + 0.25) / 2, (0.3 + 0.6) / 2."""
+    sums = sum_by_sample(TOKENS, WEIGHTS, mean_over_samples=True)
+    rows = sum_by_row(sums, TOKENS.row, 3, torch.tensor([1, 0, 1]), 2)
+    assert rows.shape == (3, 3, len(SUMS) + 1)
+    # A value that appears later, in an evaluation set, has no samples yet.
+    found = all_metrics(pool_sums([rows], 3), ["a", "b", "c"])
     assert {name: value for name, value in found.items() if "/" in name} == pytest.approx(
-        {"nll/b": 8 / 3, "sample_weight/b": 0.625, "group_confidence/b": 0.45}
+        {
+            "nll/a": 2,
+            "sample_weight/a": 0.5,
+            "group_confidence/a": 0.2,
+            "nll/b": 8 / 3,
+            "sample_weight/b": 0.625,
+            "group_confidence/b": 0.45,
+        }
     )
     assert found["nll"] == pytest.approx(2.5)

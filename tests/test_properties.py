@@ -56,7 +56,7 @@ from bft_trl.prompts import (
     parse_choice,
     parse_process,
 )
-from bft_trl.weighting import bft_weights, supervised_tokens
+from bft_trl.weighting import supervised_tokens, token_and_sample_weights
 
 pytestmark = pytest.mark.property
 
@@ -103,7 +103,7 @@ rules = st.fixed_dictionaries(
 def weights_of(samples, **rule):
     """Per sample: its token weights, and sample weight, group confidence and whether the window acts."""
     lengths = torch.tensor([len(sample) for sample in samples])
-    found = bft_weights(torch.tensor([x for sample in samples for x in sample]), lengths, **rule)
+    found = token_and_sample_weights(torch.tensor([x for sample in samples for x in sample]), lengths, **rule)
     rows = zip(found.sample.tolist(), found.group_confidence.tolist(), found.windowed.tolist(), strict=True)
     return [(part.tolist(), *row) for part, row in zip(found.token.split(lengths.tolist()), rows, strict=True)]
 
@@ -199,7 +199,9 @@ def test_packed_in_one_row_is_as_a_row_for_each(samples, rule):
     document = torch.tensor([[number for number, sample in enumerate(samples) for _ in sample]])
     one = supervised_tokens(padded, mask)
     other = supervised_tokens(packed, torch.ones_like(packed, dtype=torch.bool), document)
-    for a, b in zip(bft_weights(*one[:2], **rule), bft_weights(*other[:2], **rule), strict=True):
+    for a, b in zip(
+        token_and_sample_weights(*one[:2], **rule), token_and_sample_weights(*other[:2], **rule), strict=True
+    ):
         assert torch.equal(a, b)
 
 

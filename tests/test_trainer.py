@@ -14,7 +14,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
-from two_ranks import CASES, FIGURES, OF_GROUPS, SGD, case_trainer, outcome
+from two_ranks import BY_VALUE, CASES, METRICS, SGD, case_trainer, outcome
 
 from bft_trl import BFTTrainer
 
@@ -94,7 +94,7 @@ def test_nll_and_dft_equal_trl_bit_for_bit(loss_type, packing, tmp_path):
 def test_accumulation_changes_nothing(rule, rows, tmp_path):
     """Batch x accumulation 8x1, 4x2, 2x4, 1x8 with padding; with 7 rows the last micro-batch is ragged.
 
-    The expected loss and gradient come from full logits and the loop twin.
+    The expected loss and gradient come from full logits and the loop reference.
     """
     data = sample_rows(rows)
     model = build_model()
@@ -127,14 +127,14 @@ def test_accumulation_changes_nothing(rule, rows, tmp_path):
         assert logged(trainer, "loss") == pytest.approx(logged(first, "loss"), abs=1e-6)
         assert (gradient - first_gradient).norm() <= 1e-5 * first_gradient.norm()
         assert (weights_of(trainer) - weights_of(first)).abs().max() <= 1e-5
-        for name in FIGURES:
+        for name in METRICS:
             assert logged(trainer, name) == pytest.approx(logged(first, name), rel=1e-5), name
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("version", ["v1", "v3"])
 def test_packed_equals_unpacked(attention, version, tmp_path):
-    """A packed document is a sample of its own: the same loss, step and figures as one row per document."""
+    """A packed document is a sample of its own: the same loss, step and metrics as one row per document."""
     rows = sample_rows(8)
     common = SGD | {"bft_version": version, "max_length": 96}
     runs = []
@@ -151,7 +151,7 @@ def test_packed_equals_unpacked(attention, version, tmp_path):
     for trainer, evaluation in runs[1:]:
         assert logged(trainer, "loss") == pytest.approx(logged(first, "loss"), abs=1e-6)
         assert (weights_of(trainer) - weights_of(first)).abs().max() <= 1e-5
-        for name in FIGURES:
+        for name in METRICS:
             assert logged(trainer, name) == pytest.approx(logged(first, name), rel=1e-5), name
             assert evaluation[f"eval_{name}"] == pytest.approx(first_evaluation[f"eval_{name}"], rel=1e-5), name
 
@@ -161,7 +161,7 @@ def test_packed_equals_unpacked(attention, version, tmp_path):
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
 @pytest.mark.parametrize("version", ["v1", "v3"])
 def test_packed_equals_unpacked_on_cuda(attention, version, tmp_path):
-    """In bfloat16, which flash attention asks for: the first step's figures agree to its precision."""
+    """In bfloat16, which flash attention asks for: the first step's metrics agree to its precision."""
     if attention == "flash_attention_2":
         pytest.importorskip("flash_attn")
     results = []
@@ -192,13 +192,13 @@ def test_evaluation_is_exact_whatever_the_batch_size(loss_type, tmp_path):
         results.append(trainer.evaluate())
     for result in results:
         assert result["eval_nll"] == pytest.approx(sum(nlls) / len(nlls), rel=1e-5)
-        for name in (*FIGURES, "loss"):
+        for name in (*METRICS, "loss"):
             assert result[f"eval_{name}"] == pytest.approx(results[0][f"eval_{name}"], rel=1e-6), name
     if loss_type == "nll":
         assert results[0]["eval_loss"] == pytest.approx(results[0]["eval_nll"], rel=1e-6)
 
 
-def test_logged_figures_by_hand(tmp_path):
+def test_logged_metrics_by_hand(tmp_path):
     """A step of two micro-batches; sums over the step, not means of batch means."""
     rows = sample_rows(3)
     trainer = build(
@@ -299,7 +299,7 @@ def two_ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_equal_one(case, two_ranks, tmp_path):
-    """With unequal numbers of samples per rank and step: loss, gradient, figures and weights of one process."""
+    """With unequal numbers of samples per rank and step: loss, gradient, metrics and weights of one process."""
     if case not in two_ranks:
         pytest.skip("DeepSpeed is not installed")
     ranks = two_ranks[case]
@@ -315,7 +315,7 @@ def test_two_ranks_equal_one(case, two_ranks, tmp_path):
         # Every sample of every step once, whichever rank saw it; rows that fill up a batch are none.
         assert len(expected["record"]) == 3 * (5 if "ragged" in case else 8)
         assert torch.allclose(ranks["record"], expected["record"], rtol=1e-5, atol=1e-6)
-    for name in (*FIGURES, *OF_GROUPS):
+    for name in (*METRICS, *BY_VALUE):
         assert ranks[name] == pytest.approx(expected[name], rel=1e-5), name
         if f"eval_{name}" in expected:
             assert ranks[f"eval_{name}"] == pytest.approx(expected[f"eval_{name}"], rel=1e-5), name

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bft_trl.weighting import (
-    bft_weights,
     local_confidence,
     minimum_group_confidence,
     supervised_tokens,
+    token_and_sample_weights,
     window_means,
 )
 
@@ -22,10 +22,10 @@ RULES = [
 
 
 def bft(log_probs, lengths, *, version="v1", group_size=256, mean="geometric", gamma=1.0, floor=0.0):
-    return bft_weights(
+    return token_and_sample_weights(
         log_probs,
         lengths,
-        version=version,
+        bft_version=version,
         group_size=group_size,
         confidence_mean=mean,
         confidence_gamma=gamma,
@@ -193,7 +193,7 @@ def test_small_confidences_survive_a_long_row():
 
 
 def test_misspelt_rules():
-    with pytest.raises(ValueError, match="`version='V1'`"):
+    with pytest.raises(ValueError, match="`bft_version='V1'`"):
         bft(torch.zeros(2), torch.tensor([2]), version="V1")
     with pytest.raises(ValueError, match="`mean='geom'`"):
         bft(torch.zeros(2), torch.tensor([2]), mean="geom")

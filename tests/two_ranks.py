@@ -15,9 +15,10 @@ from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 
 from bft_trl import BFTTrainer
-from bft_trl.inspection.hard_samples import read_record
+from bft_trl.inspection.hard_samples import read_sample_log
+from bft_trl.training.sample_log import FOLDER
 
-FIGURES = (
+METRICS = (
     "nll",
     "token_weight",
     "sample_weight",
@@ -26,7 +27,7 @@ FIGURES = (
     "effective_sample_size",
     "windowed_share",
 )
-OF_GROUPS = ("nll/a", "sample_weight/b", "group_confidence/b")
+BY_VALUE = ("nll/a", "sample_weight/b", "group_confidence/b")
 SGD = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "max_steps": 3}
 LORA = {"r": 4, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 PACKED = {"packing": True, "max_length": 128}  # 4 rows of 2, 2, 3 and 1 documents
@@ -65,19 +66,28 @@ def case_trainer(case: str, folder: Path, options: dict[str, Any], ranks: int) -
     rows[3]["completion"] = ""  # only its end-of-text is supervised: a sample of one token
     options = (
         SGD
-        | {"group_column": "kind", "gradient_accumulation_steps": 2 if ranks > 1 and "masked" not in case else 1}
+        | {
+            "metrics_by_column": "kind",
+            "log_samples": True,
+            "gradient_accumulation_steps": 2 if ranks > 1 and "masked" not in case else 1,
+        }
         | options
     )
-    dataset: Any = grouped(rows)
+    dataset: Any = with_kinds(rows)
     if "masked" in case:
-        options |= {"group_column": None, "max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+        options |= {
+            "metrics_by_column": None,
+            "log_samples": False,
+            "max_length": None,
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+        }
         dataset = masked_rows().to_iterable_dataset()
     trainer = BFTTrainer(
         build_model(),
         args=build_config(folder, **options, **({"ddp_backend": "gloo"} if ranks > 1 else {})),
         train_dataset=dataset,
         # Packed evaluation may repeat rows on several ranks, see docs/limits.md.
-        eval_dataset=None if "masked" in case or "packed" in case else grouped(sample_rows(7, seed=3)),
+        eval_dataset=None if "masked" in case or "packed" in case else with_kinds(sample_rows(7, seed=3)),
         processing_class=build_tokenizer(),
         peft_config=LoraConfig(**LORA) if "lora" in case else None,
     )
@@ -86,7 +96,7 @@ def case_trainer(case: str, folder: Path, options: dict[str, Any], ranks: int) -
     return trainer
 
 
-def grouped(rows: list[dict[str, str]]) -> Dataset:
+def with_kinds(rows: list[dict[str, str]]) -> Dataset:
     return Dataset.from_list([row | {"kind": "aab"[place % 3]} for place, row in enumerate(rows)])
 
 
@@ -114,7 +124,7 @@ def use_fsdp2_on_cpu(trainer: BFTTrainer) -> None:
 
 
 def outcome(trainer: BFTTrainer) -> dict[str, Any]:
-    """Trains, evaluates, and returns losses, gradient norms, figures and weights."""
+    """Trains, evaluates, and returns losses, gradient norms, metrics and weights."""
     trainer.train()
     if trainer.is_deepspeed_enabled:
         import deepspeed
@@ -128,14 +138,14 @@ def measured(trainer: BFTTrainer) -> dict[str, Any]:
     parameters = [parameter.detach() for parameter in trainer.model.parameters() if parameter.requires_grad]
     sharded = {isinstance(parameter, DTensor) for parameter in parameters} == {True}
     full = [parameter.full_tensor() if isinstance(parameter, DTensor) else parameter for parameter in parameters]
-    names = ("loss", "grad_norm", *FIGURES, *OF_GROUPS)
+    names = ("loss", "grad_norm", *METRICS, *BY_VALUE)
     result = {name: [entry[name] for entry in trainer.state.log_history if name in entry] for name in names}
     if trainer.eval_dataset is not None:
         evaluation = trainer.evaluate()
-        result |= {f"eval_{name}": evaluation[f"eval_{name}"] for name in (*FIGURES, *OF_GROUPS)}
+        result |= {f"eval_{name}": evaluation[f"eval_{name}"] for name in (*METRICS, *BY_VALUE)}
     trainer.accelerator.wait_for_everyone()  # each rank has written its record
-    if (Path(trainer.args.output_dir) / "samples").is_dir():
-        record = read_record(Path(trainer.args.output_dir)).sort_values(["step", "row"])
+    if (Path(trainer.args.output_dir) / FOLDER).is_dir():
+        record = read_sample_log(Path(trainer.args.output_dir)).sort_values(["step", "row"])
         result["record"] = torch.tensor(record[["step", "row", "nll", "sample_weight"]].to_numpy("float64"))
     return result | {"weights": torch.cat([weight.flatten() for weight in full]), "sharded": sharded}
 

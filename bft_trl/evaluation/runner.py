@@ -12,7 +12,7 @@ from typing import Any
 
 from bft_trl.data.evaluation_sets import load_background
 from bft_trl.data.tables import read_json_object
-from bft_trl.io import check_folder, atomic_folder
+from bft_trl.io import atomic_folder, check_folder
 from bft_trl.models import Run
 
 logger = logging.getLogger(__name__)

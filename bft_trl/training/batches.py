@@ -1,14 +1,15 @@
-"""A batch as the loss takes it: the head's output, the documents, and the rows that its samples came from."""
+"""Documents and samples of a batch, and the recorded output of the LM head."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from accelerate.state import GradientState
 
-from bft_trl.weighting import SupervisedTokens, supervised_tokens
+from bft_trl.weighting import supervised_tokens
 
 
 class RecordingForward:
-    """Calls the model, with the LM head of this trainer, and keeps the output of that head."""
+    """Calls the model with the LM head `backend` and keeps the output of the head in `fused_output`."""
 
     def __init__(self, model: torch.nn.Module, backend: str) -> None:
         self.model = model
@@ -22,34 +23,26 @@ class RecordingForward:
         return self.fused_output
 
 
-class Targets(NamedTuple):
-    """What is known of a batch beside its log-probabilities."""
-
-    input_ids: torch.Tensor  # (B, S)
-    documents: torch.Tensor | None  # (B, S-1)
-    row_numbers: torch.Tensor | None  # (B, S), of the data
-
-    def rows_of(self, tokens: SupervisedTokens, mask: torch.Tensor) -> torch.Tensor | None:
-        """(samples,) the row of each sample."""
-        if self.row_numbers is None:
-            return None
-        return self.supervised(self.row_numbers, mask)[tokens.lengths.cumsum(0) - tokens.lengths]
-
-    def supervised(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(B, S) -> (N,) at the supervised tokens; prompt learning puts virtual tokens before each row of the mask."""
-        missing = mask.shape[1] - values.shape[1]
-        return torch.nn.functional.pad(values, (missing, 0))[mask]  # a negative padding cuts: the first has no target
-
-
 def target_documents(inputs: dict[str, Any]) -> torch.Tensor | None:
-    """(B, S-1) index of the document of each target token, or None where every row is one document."""
+    """(B, S-1) index of the document of each target token, or None if every row is one document."""
     if inputs.get("seq_idx") is not None:
         return inputs["seq_idx"][:, 1:]
-    if inputs.get("position_ids") is not None and inputs.get("attention_mask") is None:
-        return (inputs["position_ids"] == 0).cumsum(1)[:, 1:]
+    positions = inputs.get("position_ids")
+    if positions is not None and positions.dim() == 2 and inputs.get("attention_mask") is None:
+        return (positions == 0).cumsum(1)[:, 1:]
     return None
 
 
 def count_samples(batch: dict[str, Any]) -> int:
+    """Returns the number of documents with a supervised token."""
     mask = batch["labels"][:, 1:] != -100
     return len(supervised_tokens(mask, mask, target_documents(batch)).lengths)
+
+
+def mask_repeated_rows(batches: list[dict[str, Any]], state: GradientState, *, ranks: int, rank: int) -> None:
+    """Masks the labels of the rows that accelerate repeats in the last batch of an epoch to fill all ranks."""
+    if ranks == 1 or not (batches and state.end_of_dataloader and state.remainder > 0):
+        return
+    labels = batches[-1]["labels"]
+    if target_documents(batches[-1]) is None:  # rows of a padding-free batch cannot be told apart from documents
+        labels[max(state.remainder - rank * len(labels), 0) :] = -100

@@ -1,12 +1,13 @@
-"""The logged figures of a step or an evaluation set, from sums: exact whatever the batch size."""
+"""The metrics of optimizer steps and evaluation sets, from sums over samples: exact for any batch size."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from bft_trl.weighting import SupervisedTokens, Weights
 
-# What is summed over the samples; a row of sums ends with one more column, the lowest group confidence.
+# The columns of a tensor of sums. One more column holds the lowest group confidence.
 SUMS = (
     "samples",
     "tokens",
@@ -18,28 +19,23 @@ SUMS = (
     "group_confidence",
     "windowed",
 )
+# Logged for each value of `metrics_by_column`, beside the metrics over all samples.
+METRICS_BY_VALUE = ("nll", "sample_weight", "group_confidence")
 
 
-# What is logged for each group, beside the figures over all.
-GROUP_FIGURES = ("nll", "sample_weight", "group_confidence")
-
-
-def no_samples(*shape: int) -> torch.Tensor:
-    """(*shape, len(SUMS) + 1) sums of nothing, in float64 on the CPU: MPS has no float64, and there they are read."""
-    sums = torch.zeros(*(shape or (1,)), len(SUMS) + 1, dtype=torch.float64)
+def zero_sums(*shape: int) -> torch.Tensor:
+    """Returns (*shape, len(SUMS) + 1) sums over no samples, float64 on the CPU (MPS has no float64)."""
+    sums = torch.zeros(*shape, len(SUMS) + 1, dtype=torch.float64)
     sums[..., -1] = torch.inf
     return sums
 
 
-def sums_by_sample(tokens: SupervisedTokens, weights: Weights, *, mean_over_samples: bool) -> torch.Tensor:
-    """What each sample adds to the sums.
+def sum_by_sample(tokens: SupervisedTokens, weights: Weights, *, mean_over_samples: bool) -> torch.Tensor:
+    """Returns (B, len(SUMS) + 1) sums of each sample, float64 on the CPU.
 
     Args:
         tokens, weights: of the batch.
         mean_over_samples: whether the objective is a mean over samples (bft) or over tokens (nll, dft).
-
-    Returns:
-        (B, len(SUMS) + 1), float64 on the CPU.
     """
     tokens = SupervisedTokens(*(part.detach().cpu() for part in tokens))
     weights = Weights(*(part.detach().cpu() for part in weights))
@@ -65,54 +61,70 @@ def sums_by_sample(tokens: SupervisedTokens, weights: Weights, *, mean_over_samp
     return torch.stack([*(columns[name].double() for name in SUMS), lowest.double()], dim=1)
 
 
-def folded(sums: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
-    """(B, len(SUMS) + 1) sums of samples -> (count, len(SUMS) + 1): those of one index together."""
-    result = no_samples(count)
+def sum_by_index(sums: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
+    """(B, len(SUMS) + 1) sums of samples, (B,) index in [0, count) -> (count, len(SUMS) + 1)."""
+    result = zero_sums(count)
     result[:, :-1].index_add_(0, index, sums[:, :-1])
     result[:, -1] = result[:, -1].scatter_reduce(0, index, sums[:, -1], "amin")
     return result
 
 
-def sums_by_row(
-    sums: torch.Tensor, row: torch.Tensor, rows: int, group: torch.Tensor | None = None, groups: int = 0
+def sum_by_row(
+    sums: torch.Tensor, row: torch.Tensor, rows: int, value: torch.Tensor | None = None, values: int = 0
 ) -> torch.Tensor:
-    """The sums over the samples in each row of a batch, and over those of each group in it.
+    """Returns (rows, 1 + values, len(SUMS) + 1): sums over all samples of each row of the batch, then by column value.
 
     Args:
         sums: (B, len(SUMS) + 1) of the samples.
-        row: (B,) which row holds them.
-        rows: rows of the batch.
-        group: (B,) which group they belong to, -1 for none.
-        groups: number of groups.
-
-    Returns:
-        (rows, 1 + groups, len(SUMS) + 1): over all samples of the row, then over those of each group.
+        row: (B,) the row of the batch that holds each sample.
+        rows: number of rows of the batch.
+        value: (B,) index of the column value of each sample, None without `metrics_by_column`.
+        values: number of column values.
     """
-    result = folded(sums, row, rows)[:, None]
-    if group is None or not groups:
-        return torch.cat([result, no_samples(rows, groups)], dim=1)
-    member = group >= 0
-    by_group = folded(sums[member], row[member] * groups + group[member], rows * groups)
-    return torch.cat([result, by_group.unflatten(0, (rows, groups))], dim=1)
+    result = sum_by_index(sums, row, rows)[:, None]
+    if value is None or not values:
+        return torch.cat([result, zero_sums(rows, values)], dim=1)
+    by_value = sum_by_index(sums, row * values + value, rows * values)
+    return torch.cat([result, by_value.unflatten(0, (rows, values))], dim=1)
 
 
-def pooled(sums: torch.Tensor) -> torch.Tensor:
-    """(n, ..., len(SUMS) + 1) -> (1, ..., len(SUMS) + 1): one row of sums from several."""
+def pool_sums(parts: Sequence[torch.Tensor], values: int) -> torch.Tensor:
+    """Returns the sums of several parts as one, (n, 1 + <=values, len(SUMS) + 1) each -> (1, 1 + values, ...)."""
+    sums = stack_steps([zero_sums(1, 1 + values), *parts], values)
     return torch.cat([sums[..., :-1].sum(0), sums[..., -1:].amin(0)], dim=-1)[None]
 
 
+def stack_steps(steps: Sequence[torch.Tensor], values: int) -> torch.Tensor:
+    """Concatenates sums along the first dimension. Earlier ones may lack the last column values."""
+    return torch.cat([torch.cat([step, zero_sums(len(step), 1 + values - step.shape[1])], dim=1) for step in steps])
+
+
+def gather_steps(steps: Sequence[torch.Tensor], values: int, accelerator: Any) -> torch.Tensor:
+    """Returns (steps, 1 + values, len(SUMS) + 1) sums over all ranks, from those of this rank."""
+    sums = stack_steps(steps, values)
+    if accelerator.num_processes == 1:
+        return sums
+    ranks = accelerator.gather(sums[None].to(accelerator.device)).cpu()
+    return torch.cat([pool_sums([ranks[:, step]], values) for step in range(len(sums))])
+
+
+def mean_loss(sums: torch.Tensor, loss_type: str) -> float:
+    """Returns the objective's mean over samples ("bft") or tokens, from (n, len(SUMS) + 1) sums."""
+    return total(sums, "objective") / total(sums, "samples" if loss_type == "bft" else "tokens")
+
+
 def total(sums: torch.Tensor, name: str) -> float:
-    """The sum of one column."""
+    """Returns the total of one column of (n, len(SUMS) + 1) sums."""
     return sums[:, SUMS.index(name)].sum().item()
 
 
-def figures(steps: torch.Tensor) -> dict[str, float]:
-    """The logged figures by name, from one row of sums per optimizer step; an evaluation set is one step.
+def step_metrics(steps: torch.Tensor) -> dict[str, float]:
+    """Returns the logged metrics by name, from one row of sums per optimizer step; an evaluation set is one step.
 
-    Means are over all tokens or samples of the steps; `effective_sample_size` = (sum s)^2 / sum s^2 is the mean of the
-    steps' own. Without a sample there are none.
+    Means are over all tokens or samples of the steps. `effective_sample_size` = (sum s)^2 / sum s^2 is the mean over
+    the steps. Empty without a sample.
     """
-    steps = steps[steps[:, SUMS.index("samples")] > 0]  # a stream's last pull may come back empty: that is no step
+    steps = steps[steps[:, SUMS.index("samples")] > 0]  # the last pull of a stream may be empty
     if not len(steps):
         return {}
     samples, tokens = total(steps, "samples"), total(steps, "tokens")
@@ -123,21 +135,21 @@ def figures(steps: torch.Tensor) -> dict[str, float]:
         "sample_weight": total(steps, "sample_weight") / samples,
         "group_confidence": total(steps, "group_confidence") / samples,
         "group_confidence_min": steps[:, -1].min().item(),
-        # a step in which every weight is 0 has an effective size of 0
+        # 0 for a step in which every weight is 0
         "effective_sample_size": (weight**2 / squared.clamp(min=torch.finfo(torch.float64).tiny)).mean().item(),
         "windowed_share": total(steps, "windowed") / samples,
     }
 
 
-def all_figures(steps: torch.Tensor, groups: Sequence[str]) -> dict[str, float]:
-    """[`figures`] over all samples and, as `nll/<group>` and so on, the [`GROUP_FIGURES`] of each group that occurs.
+def all_metrics(steps: torch.Tensor, values: Sequence[str]) -> dict[str, float]:
+    """Returns [`step_metrics`] over all samples and, as `nll/<value>` and so on, those of each column value.
 
     Args:
-        steps: (steps, 1 + groups, len(SUMS) + 1).
-        groups: their names.
+        steps: (steps, 1 + values, len(SUMS) + 1).
+        values: names of the column values; those without a sample are left out.
     """
-    found = figures(steps[:, 0])
-    for position, name in enumerate(groups, start=1):
-        of_group = figures(steps[:, position])
-        found |= {f"{figure}/{name}": of_group[figure] for figure in GROUP_FIGURES if of_group}
-    return found
+    metrics = step_metrics(steps[:, 0])
+    for position, name in enumerate(values, start=1):
+        of_value = step_metrics(steps[:, position])
+        metrics |= {f"{metric}/{name}": of_value[metric] for metric in METRICS_BY_VALUE if of_value}
+    return metrics

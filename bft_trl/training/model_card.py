@@ -1,9 +1,11 @@
-"""What the model card says of the objective: settings, source, and where it differs from the reference code."""
+"""The section of the model card about the objective: settings, source, differences from the reference code."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from bft_trl import markdown
+from bft_trl.io import write_text
 
 CARD_NAMES = {"bft": "BFT", "dft": "DFT", "nll": "SFT"}
 PAPERS: dict[str, dict[str, str]] = {
@@ -33,15 +35,16 @@ log-probabilities in float32 without full logits.
 """
 
 
-def complete_card(card: str, *, base: str, folder: str) -> str:
-    """TRL's card without the "None" that it writes for a base model or a run in a local folder."""
-    return card.replace("[None](https://huggingface.co/None)", markdown.code(base)).replace(
-        'model="None"', f"model={json.dumps(folder)}"
-    )
+def complete_card(output_dir: Path, model_name_or_path: str, objective: dict[str, Any]) -> None:
+    """Adds the objective to the model card that TRL wrote, and the names that TRL leaves out for local folders."""
+    path, base = output_dir / "README.md", markdown.code(Path(model_name_or_path).name)
+    card = path.read_text(encoding="utf-8").replace("[None](https://huggingface.co/None)", base)
+    card = card.replace('model="None"', f"model={json.dumps(output_dir.absolute().name)}")
+    write_text(path, f"{card.rstrip()}\n\n{objective_section(objective)}")
 
 
 def objective_section(objective: dict[str, Any]) -> str:
-    """A Markdown section with the objective's settings; under "nll" and "dft" only the loss type has a meaning."""
+    """Returns a Markdown section with the objective's settings; "nll" and "dft" have no other setting."""
     if objective["loss_type"] != "bft":
         return f"## Objective\n\n`loss_type={objective['loss_type']!r}`, trained with bft-trl as a baseline for BFT.\n"
     rows = "\n".join(f"| `{name}` | `{value!r}` |" for name, value in objective.items())

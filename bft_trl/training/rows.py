@@ -1,174 +1,178 @@
-"""Which row of the data each sample came from, through TRL's preparation, packing and batching."""
+"""Numbers that a row carries through TRL's preparation, packing and batching: its index, weight and column value.
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+They exist only for `log_samples`, `weight_column` and `metrics_by_column`.
+"""
+
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 from trl import pack_dataset
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from bft_trl.config import BFTConfig
+from bft_trl.weighting import SupervisedTokens
 
 logger = get_logger(__name__)
 
-# The column that carries a row's number: one integer a row, and under packing one a token, as TRL packs lists alone.
-ROW = "_bft_row"
-# Each group is three curves; more are no picture.
-MAX_GROUPS = 50
+ROW, WEIGHT, VALUE = "_bft_row", "_bft_weight", "_bft_value"
+COLUMNS = {ROW: torch.int64, WEIGHT: torch.float32, VALUE: torch.int64}
+# Each value adds three curves to a run.
+MAX_VALUES = 50
 
 
 @dataclass(kw_only=True)
-class DataRows:
-    """What is known of the rows of all data sets of a run; a row's number is its place in these lists."""
+class RowColumns:
+    """Adds the columns that the trainer needs to a data set. `values` are the values of `metrics_by_column`."""
 
-    group_column: str | None = None
+    loss_type: str
+    log_samples: bool = False
     weight_column: str | None = None
-    ids: list[str] = field(default_factory=list)
-    sources: list[str | None] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)  # the names that occur, in order of appearance
-    group: list[int] = field(default_factory=list)  # place in `groups`, -1 for none
-    weight: list[float] = field(default_factory=list)
-    weighted: bool = False  # whether any counts: without, none has to be looked up in a step
+    metrics_by_column: str | None = None
+    values: list[str] = field(default_factory=list)
 
-    def mark(self, dataset: Dataset, name: str, *, training: bool) -> Dataset:
-        """The data with its row numbers in column `ROW`, without the rows of weight 0.
+    def add(self, dataset: Dataset, name: str, *, training: bool) -> Dataset:
+        """Returns the data set with its columns, without the rows of weight 0.
 
         Args:
-            dataset: as the user gave it.
-            name: what the messages call it, such as "train".
-            training: whether it is trained on: there the weight column counts, and a group column must be.
+            dataset: raw or tokenized rows.
+            name: name of the data set in messages, such as "train".
+            training: row numbers and weights are for training only, and only there a missing column is an error.
 
-        Raises ValueError for a missing group column, too many groups, and weights that are no weights.
+        Raises ValueError for a missing column, for too many values, and for weights that are not numbers >= 0.
         """
-        columns, first = dataset.column_names, len(self.ids)
-        formatted, dataset = dataset, dataset.with_format(None)  # plain values, whatever the user asked for
-        self.ids += [str(value) for value in (dataset["id"] if "id" in columns else range(len(dataset)))]
-        groups = self._groups(dataset, name, training=training)
-        source = self.group_column if self.group_column in columns else "source"
-        self.sources += [
-            None if value is None else str(value)
-            for value in (dataset[source] if source in columns else [None] * len(dataset))
-        ]
-        self.group += groups
-        weights = [1.0] * len(dataset)
-        if training and self.weight_column in columns:
-            weights = self._weights(dataset, name)
-            self.weighted = True
-            logger.warning(
-                "Column %r of the %s dataset multiplies into the sample weights; `weight_column=None` ignores it.",
-                *(self.weight_column, name),
-            )
-        self.weight += weights
-        dataset = formatted.add_column(ROW, list(range(first, len(self.ids))))
-        kept = [place for place, weight in enumerate(weights) if weight > 0]
-        if len(kept) < len(weights):
-            logger.warning(
-                "Dropped %d of %d rows of the %s dataset: `weight_column=%r` is 0 there.",
-                *(len(weights) - len(kept), len(weights), name, self.weight_column),
-            )
-            dataset = dataset.select(kept)
-        return dataset
+        dataset = dataset.remove_columns([column for column in COLUMNS if column in dataset.column_names])
+        found: dict[str, np.ndarray] = {}
+        if training and self.log_samples:
+            found[ROW] = np.arange(len(dataset))
+        if training and self.weight_column is not None:
+            found[WEIGHT] = self._weights(dataset, name)
+        if self.metrics_by_column is not None and (training or self.metrics_by_column in dataset.column_names):
+            found[VALUE] = self._value_indices(dataset, name)
+        for column, numbers in found.items():
+            dataset = dataset.add_column(column, numbers)
+        kept = np.flatnonzero(found[WEIGHT]) if WEIGHT in found else np.arange(len(dataset))
+        if len(kept) == len(dataset):
+            return dataset
+        logger.warning(
+            "Dropped %d of %d rows of the %s dataset: `weight_column=%r` is 0 there.",
+            *(len(dataset) - len(kept), len(dataset), name, self.weight_column),
+        )
+        return dataset.select(kept)
 
-    def weights_of(self, rows: torch.Tensor) -> torch.Tensor:
-        """(B,) row numbers -> (B,) float32 weights on the same device."""
-        return torch.tensor([self.weight[row] for row in rows.tolist()], device=rows.device)
-
-    def groups_of(self, rows: torch.Tensor) -> torch.Tensor:
-        """(B,) row numbers -> (B,) places in `groups`, -1 for none, on the CPU."""
-        return torch.tensor([self.group[row] for row in rows.tolist()], dtype=torch.long)
-
-    def named(self, rows: Sequence[int], *, most: int = 10) -> str:
-        """The ids of some rows, for a message."""
-        return ", ".join(self.ids[row] for row in rows[:most]) + (", ..." if len(rows) > most else "")
-
-    def _groups(self, dataset: Dataset, name: str, *, training: bool) -> list[int]:
-        known = self.group_column in dataset.column_names
-        if self.group_column is None or not (known or training):
-            return [-1] * len(dataset)
-        if not known:
+    def _weights(self, dataset: Dataset, name: str) -> np.ndarray:
+        values = _column(dataset, "weight_column", self.weight_column, name)
+        numbers = values.dtype.kind in "iuf"
+        wrong = ~(np.isfinite(values) & (values >= 0)) if numbers else np.ones(len(values), bool)
+        if wrong.any():
+            row = int(wrong.argmax())
             raise ValueError(
-                f"`group_column={self.group_column!r}` is not in the {name} dataset, which has "
-                f"{sorted(dataset.column_names)}. Name one of them, or None."
+                f"`weight_column={self.weight_column!r}`: row {row} of the {name} dataset has {values[row]!r:.40}, "
+                "which is not a weight: a number of 0 (drops the row) or more. Correct it, or set "
+                "`weight_column=None`."
             )
-        values = [str(value) if value is not None else "none" for value in dataset[self.group_column]]
-        self.groups += [value for value in dict.fromkeys(values) if value not in self.groups]
-        if len(self.groups) > MAX_GROUPS:
-            raise ValueError(
-                f"`group_column={self.group_column!r}` has {len(self.groups)} different values, such as "
-                f"{self.groups[0]!r:.40}: at most {MAX_GROUPS} groups are logged. Name a column of few values."
-            )
-        place = {value: position for position, value in enumerate(self.groups)}
-        return [place[value] for value in values]
-
-    def _weights(self, dataset: Dataset, name: str) -> list[float]:
-        values = dataset[self.weight_column]
-        for row, value in enumerate(values):
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-                raise ValueError(
-                    f"`weight_column={self.weight_column!r}`: row {row} of the {name} dataset has {value!r:.40}, "
-                    "which is no weight: a number of 0 (drops the row) or more. Mend it, or set `weight_column=None`."
-                )
-        if not any(values):
+        if not values.any():
             raise ValueError(f"`weight_column={self.weight_column!r}` is 0 in every row of the {name} dataset.")
-        return [float(value) for value in values]
+        if self.loss_type != "bft" and not np.isin(values, (0, 1)).all():
+            raise ValueError(
+                f"`weight_column={self.weight_column!r}` multiplies into the sample weights of `loss_type='bft'`; the "
+                f"mean over tokens of `loss_type={self.loss_type!r}` has none. Set `weight_column=None`, or weights of "
+                "0 and 1."
+            )
+        return values.astype(np.float32)
+
+    def _value_indices(self, dataset: Dataset, name: str) -> np.ndarray:
+        column = _column(dataset, "metrics_by_column", self.metrics_by_column, name)
+        texts = ["none" if pd.isna(value) else str(value) for value in column]
+        self.values += [text for text in dict.fromkeys(texts) if text not in self.values]
+        if len(self.values) > MAX_VALUES:
+            raise ValueError(
+                f"`metrics_by_column={self.metrics_by_column!r}` has {len(self.values)} different values, such as "
+                f"{self.values[0]!r:.40}: at most {MAX_VALUES} are logged. Name a column of few values."
+            )
+        index = {value: position for position, value in enumerate(self.values)}
+        return np.array([index[text] for text in texts])
 
 
-@dataclass
-class RowCollator:
-    """TRL's collator, with the row number of each token beside the batch's input_ids, (B, S), -1 for padding."""
+def row_columns(args: BFTConfig, train_dataset: Any, data_collator: Any) -> RowColumns | None:
+    """Returns None unless an option of `args` needs row numbers, weights or column values.
 
-    collator: Any
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collator(examples)
-        if all(ROW in example for example in examples):
-            rows = [_by_token(example) for example in examples]
-            if self.collator.padding_free:
-                rows = [torch.cat(rows)]
-            batch[ROW] = torch.full_like(batch["input_ids"], -1)
-            for place, numbers in enumerate(rows):
-                batch[ROW][place, : len(numbers)] = numbers
-        return batch
-
-
-def known_rows(args: BFTConfig, train_dataset: Any, data_collator: Any) -> DataRows | None:
-    """Where samples can be told apart, a place for what is known of the rows of the data; else None.
-
-    Raises ValueError where a column is asked for that needs it.
+    Raises ValueError if an option needs them and the data cannot carry them.
     """
+    options = {name: getattr(args, name) for name in ("log_samples", "weight_column", "metrics_by_column")}
+    wanted = [name for name, value in options.items() if value]
+    if not wanted:
+        return None
     obstacle = None
     if data_collator is not None:
         obstacle = "a `data_collator` of your own does not carry row numbers"
-    elif train_dataset is not None and not isinstance(train_dataset, Dataset):
+    elif not isinstance(train_dataset, Dataset):
         obstacle = "the rows of a streamed dataset have no numbers"
-    if obstacle is None:
-        return DataRows(group_column=args.group_column, weight_column=args.weight_column)
-    columns = getattr(train_dataset, "column_names", None) or []
-    for option in ("group_column", "weight_column"):
-        column = getattr(args, option)
-        if column is not None and (column in columns or option == "group_column"):
-            raise ValueError(f"`{option}={column!r}` cannot be honoured: {obstacle}. Set `{option}=None`.")
-    if args.record_samples and train_dataset is not None:
-        logger.warning("Samples are not recorded (`record_samples=True`): %s.", obstacle)
-    return None
+    elif train_dataset.format["type"] == "custom":
+        obstacle = "a dataset with `with_transform` shows only the columns of its transform"
+    elif "seq_lengths" in train_dataset.column_names:
+        obstacle = "the rows of a packed dataset hold several documents; pass it before packing"
+    elif {"image", "images"} & {*train_dataset.column_names}:
+        obstacle = "TRL's collator for image datasets does not carry row numbers"
+    if obstacle is not None:
+        option = wanted[0]
+        default = BFTConfig.__dataclass_fields__[option].default
+        raise ValueError(f"`{option}={options[option]!r}` cannot be honored: {obstacle}. Set `{option}={default!r}`.")
+    return RowColumns(loss_type=args.loss_type, **options)
 
 
-def packed(dataset: Dataset, args: BFTConfig, name: str) -> Dataset:
-    """As the end of TRL's preparation, which would leave the row numbers behind."""
-    columns = ["input_ids", "labels"]
-    if ROW in dataset.column_names:
-        # As lists, packing cuts and joins the numbers like the tokens.
-        dataset = dataset.map(lambda row: {ROW: [row[ROW]] * len(row["input_ids"])}, desc="Marking rows for packing")
-        columns.append(ROW)
-    dataset = dataset.select_columns(columns)
-    shuffle = (lambda rows: rows.shuffle(seed=args.seed)) if args.shuffle_dataset else lambda rows: rows
-    description = {"desc": f"Packing {name} dataset"}
-    return shuffle(pack_dataset(shuffle(dataset), args.max_length, args.packing_strategy, description))
+def pack_with_columns(dataset: Dataset, args: BFTConfig, name: str) -> Dataset:
+    """Packs a tokenized data set as TRL does, together with the columns of [`RowColumns`] (one number per token)."""
+    columns = [column for column in COLUMNS if column in dataset.column_names]
+    dataset = dataset.map(
+        lambda row: {column: [row[column]] * len(row["input_ids"]) for column in columns},
+        desc=f"Adding row numbers to the tokens of the {name} dataset",
+    ).select_columns(["input_ids", "labels", *columns])
+    if args.shuffle_dataset:
+        dataset = dataset.shuffle(seed=args.seed)
+    dataset = pack_dataset(dataset, args.max_length, args.packing_strategy, {"desc": f"Packing {name} dataset"})
+    return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
 
 
-def _by_token(example: dict[str, Any]) -> torch.Tensor:
-    row = torch.as_tensor(example[ROW])
-    return row.expand(len(example["input_ids"])) if row.dim() == 0 else row
+class RowCollator(DataCollatorForLanguageModeling):
+    """TRL's collator that also batches the columns of [`RowColumns`], each (B, S), 0 where there is padding."""
+
+    @classmethod
+    def of(cls, collator: DataCollatorForLanguageModeling) -> "RowCollator":
+        return cls(**{option.name: getattr(collator, option.name) for option in fields(collator)})
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().torch_call(examples)
+        for column, dtype in COLUMNS.items():
+            if not all(column in example for example in examples):
+                continue
+            numbers = [
+                torch.as_tensor(example[column], dtype=dtype).expand(len(example["input_ids"])) for example in examples
+            ]
+            if self.padding_free:
+                numbers = [torch.cat(numbers)]
+            batch[column] = torch.zeros(batch["input_ids"].shape, dtype=dtype)
+            for row, values in enumerate(numbers):
+                batch[column][row, : len(values)] = values
+        return batch
+
+
+def sample_numbers(values: torch.Tensor, tokens: SupervisedTokens, mask: torch.Tensor) -> torch.Tensor:
+    """(B, S) numbers of the tokens, (B, S-1) label mask -> (samples,) the number of each sample."""
+    # Prompt learning adds virtual tokens before each row of the mask; a negative padding drops the first token, which
+    # is no target.
+    padded = torch.nn.functional.pad(values, (mask.shape[1] - values.shape[1], 0))
+    return padded[mask][tokens.lengths.cumsum(0) - tokens.lengths]
+
+
+def _column(dataset: Dataset, option: str, column: str | None, name: str) -> np.ndarray:
+    if column not in dataset.column_names:
+        raise ValueError(
+            f"`{option}={column!r}` is not in the {name} dataset, which has {sorted(dataset.column_names)}. Name one "
+            "of them, or None."
+        )
+    return dataset.with_format(None).select_columns([column]).to_pandas()[column].to_numpy()

@@ -1,4 +1,4 @@
-"""What training saw of each sample, epoch by epoch, in parquet files that survive a kill."""
+"""The sample log: what training sees of each sample, epoch by epoch, as numbers in parquet files."""
 
 import time
 from pathlib import Path
@@ -10,51 +10,40 @@ import torch
 
 from bft_trl.io import atomic_file
 from bft_trl.training.metrics import SUMS
-from bft_trl.training.rows import DataRows
 
-FOLDER = "samples"
+# `push_to_hub` skips names that begin with an underscore.
+FOLDER = "_samples"
 SCHEMA = pa.schema(
     {
         "epoch": pa.int32(),  # from 0
         "step": pa.int64(),  # optimizer step, from 1
-        "row": pa.int64(),  # in the data as it was given
-        "id": pa.string(),  # of column "id", or the row number
-        "source": pa.string(),  # of the group column or of column "source"
-        "tokens": pa.int32(),  # supervised ones
+        "row": pa.int64(),  # index in the data set that the trainer was given
+        "tokens": pa.int32(),  # supervised tokens
         "nll": pa.float32(),  # mean over them, nats, unweighted
         "group_confidence": pa.float32(),
-        "sample_weight": pa.float32(),  # with the factor of the weight column
-        "window_first": pa.int32(),  # the weakest window, in supervised tokens
+        "sample_weight": pa.float32(),  # includes the factor of `weight_column`
+        "window_first": pa.int32(),  # the window of lowest confidence, [first, end) in supervised tokens
         "window_end": pa.int32(),
-        "window_text": pa.string(),
     }
 )
-# A file is written over until it has so many records, so that a flush costs little and a run has few files.
-_RECORDS = 20_000
-_LONGEST_TEXT = 400
+# A part is rewritten until it has this many rows, so that a flush costs little and a run has few files.
+_ROWS = 20_000
 
 
 class SampleLog:
-    """Collects records of samples and writes them to `samples/part-<number>-<rank>.parquet` in the output folder.
+    """Collects rows and writes them to `_samples/part-<number>-<rank>.parquet` in the output folder."""
 
-    Written with each checkpoint, before it is complete, at the end, and in between as often as costs under 1 % of the
-    time. A run that resumes at a step drops the records behind it, so that none is there twice.
-    """
-
-    def __init__(self, output_dir: Path, rows: DataRows, tokenizer: Any, *, rank: int = 0) -> None:
+    def __init__(self, output_dir: Path, *, rank: int = 0) -> None:
         self.folder = output_dir / FOLDER
-        self.rows = rows
-        self.tokenizer = tokenizer
         self.rank = rank
         self.part = 0
         self.pending: list[dict[str, Any]] = []
-        self.written: list[pa.Table] = []  # what is in the file of this part already
+        self.written: list[pa.Table] = []  # what the file of this part holds already
         self.flushed, self.took = time.monotonic(), 0.0
 
-    def begin(self, step: int, *, main: bool) -> None:
-        """Makes the folder agree with a run that goes on after `step`, 0 for a new one. On the main process alone."""
-        self.pending, self.written = [], []
-        for file in sorted(self.folder.glob("part-*.parquet")) if main else []:
+    def drop_after(self, step: int) -> None:
+        """Drops the rows after `step`, the last step of the checkpoint that training resumes from, or 0."""
+        for file in sorted(self.folder.glob("part-*.parquet")):
             table = read_part(file)
             kept = table.filter(pa.compute.less_equal(table["step"], step))
             if not len(kept):
@@ -62,37 +51,25 @@ class SampleLog:
             elif len(kept) < len(table):
                 _write(file, kept)
 
-    def number_parts(self) -> None:
-        """Goes on in the last part that is there, or behind it; after [`begin`] has ended on the main process."""
+    def open_last_part(self) -> None:
+        """Continues the last part of this rank, or the one after it if it is full."""
+        self.pending, self.written, self.part = [], [], 0
         parts = {int(file.name.split("-")[1]): file for file in self.folder.glob(f"part-*-{self.rank}.parquet")}
-        self.part = max(parts, default=0)
         if parts:
-            table = read_part(parts[self.part])
-            self.part, self.written = (self.part, [table]) if len(table) < _RECORDS else (self.part + 1, [])
+            table = read_part(parts[max(parts)])
+            self.part, self.written = (max(parts), [table]) if len(table) < _ROWS else (max(parts) + 1, [])
 
-    def add(
-        self,
-        rows: torch.Tensor,
-        sums: torch.Tensor,
-        windows: torch.Tensor,
-        targets: torch.Tensor,
-        *,
-        epoch: int,
-        step: int,
-    ) -> None:
-        """Keeps the samples of a batch, and writes where it is time.
+    def add(self, rows: torch.Tensor, sums: torch.Tensor, windows: torch.Tensor, epoch: int, step: int) -> None:
+        """Keeps the samples of a batch, and writes at most every 30 seconds.
 
         Args:
-            rows: (B,) their numbers.
-            sums: (B, len(SUMS) + 1) of `sums_by_sample`.
-            windows: (B, 2) bounds of the weakest window in the sample's supervised tokens.
-            targets: (N,) token ids of the supervised tokens, sample after sample.
+            rows: (B,) their row numbers.
+            sums: (B, len(SUMS) + 1) of `sum_by_sample`.
+            windows: (B, 2) bounds of the window of lowest confidence in the sample's supervised tokens.
             epoch, step: at which they were seen.
         """
-        end = 0
-        for row, values, (first, stop) in zip(rows.tolist(), sums.tolist(), windows.tolist(), strict=True):
+        for row, values, (first, end) in zip(rows.tolist(), sums.tolist(), windows.tolist(), strict=True):
             found = dict(zip(SUMS, values, strict=False))
-            start, end = end, end + int(found["tokens"])
             self.pending.append(
                 {
                     "epoch": epoch,
@@ -103,42 +80,36 @@ class SampleLog:
                     "group_confidence": found["group_confidence"],
                     "sample_weight": found["sample_weight"],
                     "window_first": first,
-                    "window_end": stop,
-                    "window": targets[start + first : start + stop].tolist(),
+                    "window_end": end,
                 }
             )
-        waited = time.monotonic() - self.flushed
-        if waited > max(30, 100 * self.took):
+        if time.monotonic() - self.flushed > max(30, 100 * self.took):  # under 1 % of the time
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is pending; the file of this part is replaced by one that has it as well."""
+        """Writes the pending rows."""
         began = time.monotonic()
         if self.pending:
-            texts = self.tokenizer.batch_decode([record.pop("window") for record in self.pending])
-            for record, text in zip(self.pending, texts, strict=True):
-                record["id"], record["source"] = self.rows.ids[record["row"]], self.rows.sources[record["row"]]
-                record["window_text"] = text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."
             table = pa.concat_tables([*self.written, pa.Table.from_pylist(self.pending, schema=SCHEMA)])
             _write(self.folder / f"part-{self.part:05d}-{self.rank}.parquet", table)
             self.pending, self.written = [], [table]
-            if len(table) >= _RECORDS:
+            if len(table) >= _ROWS:
                 self.part, self.written = self.part + 1, []
         self.flushed = time.monotonic()
         self.took = self.flushed - began
 
 
 def read_part(file: Path) -> pa.Table:
-    """One part. Raises ValueError that names the file where it is damaged."""
+    """Returns the rows of one part. Raises ValueError that names the file if it is not one."""
     try:
-        table = pq.read_table(file, page_checksum_verification=True)
+        table = pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: cannot be read ({error}). Remove it to go on without its records.") from error
+        raise ValueError(f"{file}: cannot be read ({error}). Remove it to continue without its rows.") from error
     if not table.schema.equals(SCHEMA):
-        raise ValueError(f"{file}: not a record of samples; its columns are {table.column_names}.")
+        raise ValueError(f"{file}: not a part of a sample log; its columns are {table.column_names}.")
     return table
 
 
 def _write(file: Path, table: pa.Table) -> None:
     with atomic_file(file) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        pq.write_table(table, temporary, compression="zstd")

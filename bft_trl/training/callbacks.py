@@ -1,0 +1,141 @@
+"""Callbacks of the trainer: gradients that are not finite, warnings, and the sample log."""
+
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.state import PartialState
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from bft_trl.config import BFTConfig
+from bft_trl.training.metrics import SUMS
+from bft_trl.training.sample_log import SampleLog
+
+logger = get_logger(__name__)
+
+
+def check_finite(sums: torch.Tensor, rows: torch.Tensor | None, step: int) -> None:
+    """Raises FloatingPointError if the nll of a sample is not finite.
+
+    Args:
+        sums: (samples, len(SUMS) + 1) of `sum_by_sample`.
+        rows: (samples,) row numbers, None without `log_samples`.
+        step: optimizer step, from 1.
+    """
+    broken = (~sums[:, SUMS.index("nll")].isfinite()).nonzero().squeeze(1)
+    if not len(broken):
+        return
+    named = "set `log_samples=True` to see which" if rows is None else f"rows {rows[broken].tolist()[:10]}"
+    raise FloatingPointError(
+        f"The loss is not finite in step {step}, for {len(broken)} samples ({named}). The step was not taken. Check "
+        "these samples and the learning rate, then resume from the last checkpoint (`resume_from_checkpoint=True`) "
+        "without the samples (weight 0) or with a lower `learning_rate`."
+    )
+
+
+class GradientCheck(TrainerCallback):
+    """Stops the training before a step whose gradient is not finite."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        gradients = [parameter.grad for parameter in kwargs["model"].parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if norm.isfinite():
+            return
+        message = f"The gradient is not finite at step {state.global_step + 1}"
+        if getattr(kwargs["optimizer"], "scaler", None) is None:
+            raise FloatingPointError(
+                f"{message}. The step was not taken. Lower `learning_rate`, set `max_grad_norm`, or check the "
+                "samples, then resume from the last checkpoint (`resume_from_checkpoint=True`)."
+            )
+        # float16: the loss scale is too large; the scaler skips the step and lowers the scale.
+        logger.warning("%s; the loss scaling of float16 skips it.", message)
+
+
+class RunWarnings(TrainerCallback):
+    """Warns once each of a window that never acts, of vanishing token weights, and of an nll that rises."""
+
+    def __init__(self, args: BFTConfig) -> None:
+        self.args = args
+        self.given: set[str] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.given.clear()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "nll" not in logs or self.args.loss_type == "nll":
+            return
+        messages = {"window": self._window(logs), "weight": self._weight(logs), "nll": self._nll(state)}
+        for kind, message in messages.items():
+            if message and kind not in self.given:
+                self.given.add(kind)
+                logger.warning(message)
+
+    @property
+    def _remedy(self) -> str:
+        remedy = (
+            "`bft_version='v3'`, a floor such as `min_token_weight=0.1`, or a base model that knows the field better"
+        )
+        return f"`loss_type='bft'` with {remedy}" if self.args.loss_type == "dft" else remedy
+
+    def _window(self, logs: dict[str, float]) -> str | None:
+        args = self.args
+        uses_window = args.loss_type == "bft" and (args.sample_weighting or args.bft_version == "v3")
+        if not uses_window or logs["windowed_share"] >= 0.05:
+            return None
+        return (
+            f"Only {logs['windowed_share']:.0%} of the samples are long enough for the confidence window of "
+            f"`group_size={args.group_size}` supervised tokens to act; for the others the group confidence is the "
+            "mean over the sample. Lower `group_size` to below the typical answer length if that is not meant."
+        )
+
+    def _weight(self, logs: dict[str, float]) -> str | None:
+        if (self.args.loss_type != "dft" and not self.args.token_weighting) or logs["token_weight"] >= 0.01:
+            return None
+        return (
+            f"The mean token weight is {logs['token_weight']:.4f}: the training signal vanishes where the model knows "
+            f"little. Try {self._remedy}."
+        )
+
+    def _nll(self, state: Any) -> str | None:
+        tenth = state.max_steps / 10
+        history = [(entry["step"], entry["nll"]) for entry in state.log_history if "nll" in entry]
+        start = [nll for step, nll in history if step <= max(tenth, history[0][0])]
+        later = history[len(start) :]
+        if len(later) < 2:
+            return None
+        # The last tenth of the run, at least two logs, against its start; 2 % is the noise between batches.
+        recent = [nll for step, nll in later[:-2] if step > state.global_step - tenth]
+        recent += [nll for _, nll in later[-2:]]
+        before, now = sum(start) / len(start), sum(recent) / len(recent)
+        if now <= 1.02 * before:
+            return None
+        return (
+            f"The unweighted nll is {now:.3f} at step {state.global_step}, above its start of {before:.3f}: the model "
+            f"unlearns the text it is trained on. Try {self._remedy}, or a lower `learning_rate`."
+        )
+
+
+class SampleLogCallback(TrainerCallback):
+    """Writes the sample log before each checkpoint and at the end. A resumed run drops later rows."""
+
+    def __init__(self, log: SampleLog) -> None:
+        self.log = log
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.should_save:
+            self.log.drop_after(state.global_step)
+        PartialState().wait_for_everyone()
+        self.log.open_last_part()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Before the checkpoint is complete: a resumed run does not see earlier samples again.
+        if control.should_save:
+            self.log.flush()
+
+    on_epoch_end = on_step_end
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.log.flush()
