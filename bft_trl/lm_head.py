@@ -206,7 +206,7 @@ def choose_lm_head(model: Any, backend: str, *, has_aux_loss: bool) -> str:
         return "frozen"
     if backend == "frozen":
         raise ValueError(
-            f"`lm_head_backend='frozen'` does not apply here: {obstacle}. Set `lm_head_backend='auto'` or 'trl'."
+            f"`lm_head_backend='frozen'` does not hold here: {obstacle}. Set `lm_head_backend='auto'` or 'trl'."
         )
     logger.warning("The log-probabilities come from TRL's fused LM head, not from the frozen one: %s.", obstacle)
     return "trl"

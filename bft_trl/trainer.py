@@ -203,8 +203,8 @@ class BFTTrainer(SFTTrainer):
         found = metrics.all_metrics(sums, self._values)
         if not math.isfinite(found.get("nll", 0)):
             logger.warning("The loss is not finite in the evaluation.")
-        # A value of the user's `compute_metrics` wins.
-        output.metrics = {f"{prefix}_{name}": value for name, value in found.items()} | output.metrics
+        for name, value in found.items():
+            output.metrics.setdefault(f"{prefix}_{name}", value)  # a value of the user's `compute_metrics` wins
         # With a mixture of experts the loss stays TRL's, which holds the auxiliary loss of each batch.
         if found and not self.aux_loss_enabled:
             output.metrics[f"{prefix}_loss"] = metrics.mean_loss(sums[:, 0], self.args.loss_type)

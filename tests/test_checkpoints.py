@@ -4,10 +4,8 @@ import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
 
 from bft_trl import BFTTrainer
-from bft_trl.io import write_text
-from bft_trl.training.checkpoints import last_complete_checkpoint, missing_part
+from bft_trl.io import last_complete_checkpoint, missing_part, write_text
 
 RUN = {
     "per_device_train_batch_size": 2,
@@ -93,7 +90,7 @@ def test_overwriting_an_older_run_leaves_no_mixture(tmp_path):
     assert missing_part(tmp_path / "checkpoint-4") is None
     kill_at(tmp_path, "save-4-optimizer")
     assert missing_part(tmp_path / "checkpoint-4") == "it has no trainer_state.json, which is written last"
-    assert last_complete_checkpoint(tmp_path)[0].endswith("checkpoint-2")
+    assert last_complete_checkpoint(tmp_path)[0].name == "checkpoint-2"
     assert get_last_checkpoint(tmp_path).endswith("checkpoint-4")
 
 
@@ -102,8 +99,7 @@ def test_overwriting_an_older_run_leaves_no_mixture(tmp_path):
     [
         (lambda folder: (folder / "trainer_state.json").unlink(), "no trainer_state.json"),
         (lambda folder: (folder / "trainer_state.json").write_text('{"best'), "cut short"),
-        (lambda folder: (folder / "optimizer.pt").unlink(), "no optimizer.pt"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "no model weights"),
+        (lambda folder: cut(folder / "model.safetensors"), "its model.safetensors is cut short or damaged"),
     ],
 )
 def test_missing_parts(damage, reason, tmp_path):
@@ -118,70 +114,11 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def emptied(path):
-    path.write_bytes(b"")
-
-
-def flipped(path):
-    """One bit of the content is another: in the middle, of a zip file in that of its largest entry."""
-    content = bytearray(path.read_bytes())
-    place = len(content) // 2
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            entry = max(archive.infolist(), key=lambda entry: entry.file_size)
-        start = entry.header_offset
-        place = start + 30 + sum(struct.unpack("<HH", content[start + 26 : start + 30])) + entry.file_size // 2
-    content[place] ^= 4
-    path.write_bytes(content)
-
-
 @pytest.fixture(scope="module")
 def two_checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     adapter_run(folder, max_steps=4).train()
     return folder
-
-
-@pytest.mark.parametrize("damage", [cut, emptied, flipped])
-@pytest.mark.parametrize(
-    "name",
-    ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"],
-)
-def test_a_damaged_checkpoint_is_passed_over(name, damage, two_checkpoints, tmp_path):
-    shutil.copytree(two_checkpoints, tmp_path / "run")
-    newest = tmp_path / "run" / "checkpoint-4"
-    assert missing_part(newest) is None
-    damage(newest / name)
-    assert name in missing_part(newest)
-    used, [(skipped, reason)] = last_complete_checkpoint(tmp_path / "run")
-    assert used == str(tmp_path / "run" / "checkpoint-2")
-    assert skipped == str(newest)
-    assert name in reason
-
-
-def test_what_is_seen_without_checksums(two_checkpoints, tmp_path):
-    """Of plain TRL, or killed just before they were written: numbers of a safetensors file have no checksum."""
-    shutil.copytree(two_checkpoints, tmp_path / "run")
-    newest = tmp_path / "run" / "checkpoint-4"
-    (newest / "checksums.json").unlink()
-    assert missing_part(newest) is None
-    flipped(newest / "adapter_model.safetensors")
-    assert missing_part(newest) is None
-    cut(newest / "adapter_model.safetensors")
-    assert missing_part(newest) == "its adapter_model.safetensors is cut short or damaged"
-
-
-def test_resuming_says_what_is_damaged(two_checkpoints, tmp_path, caplog):
-    shutil.copytree(two_checkpoints, tmp_path / "run")
-    flipped(tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match=r"adapter_model.safetensors is not what was written \(CRC-32\)"):
-        adapter_run(tmp_path / "run").train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
-    adapter_run(tmp_path / "run", max_steps=4).train(resume_from_checkpoint=True)
-    assert "checkpoint-4: its adapter_model.safetensors is not what was written (CRC-32)" in caplog.text
-    assert f"Resuming from {tmp_path / 'run' / 'checkpoint-2'}" in caplog.text
-    weights = load_file(two_checkpoints / "checkpoint-4" / "adapter_model.safetensors")
-    for name, tensor in load_file(tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors").items():
-        assert torch.equal(tensor, weights[name]), name
 
 
 def test_a_finished_run_is_not_trained_further(two_checkpoints, tmp_path):
@@ -193,20 +130,6 @@ def test_a_finished_run_is_not_trained_further(two_checkpoints, tmp_path):
     weights = load_file(tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors")
     for name, tensor in get_peft_model_state_dict(run.model).items():
         assert torch.equal(tensor, weights[name]), name
-
-
-def test_a_final_adapter_is_the_old_or_the_new_one(two_checkpoints, tmp_path, monkeypatch):
-    run = adapter_run(tmp_path, max_steps=2)
-    run.save_model()
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(run.processing_class, "save_pretrained", full)  # after the weights
-    with pytest.raises(OSError, match=f"{tmp_path} cannot be written: .*No space left on device.*Make room"):
-        run.save_model()
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_resume_from_what_is_no_checkpoint(tmp_path):
@@ -239,11 +162,38 @@ def test_named_adapters_are_complete_checkpoints(tmp_path):
     assert missing_part(folder) is None
 
 
+def test_checkpoints_of_fsdp_with_a_full_state_dict_are_complete(tmp_path):
+    """accelerate writes pytorch_model_fsdp.bin and optimizer.bin there."""
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    for name in ("pytorch_model_fsdp.bin", "optimizer.bin"):
+        torch.save({}, folder / name)
+    (folder / "trainer_state.json").write_text("{}")
+    assert missing_part(folder) is None
+
+
+def test_checkpoints_of_save_only_model_resume(tmp_path):
+    adapter_run(tmp_path, max_steps=4, save_only_model=True).train()
+    run = adapter_run(tmp_path)
+    run.train(resume_from_checkpoint=True)
+    assert run.state.global_step == 6
+
+
+def test_save_total_limit_keeps_the_last_checkpoint(tmp_path):
+    """Also where an earlier one has the lower nll: the run can resume from its end."""
+    evaluation = {"eval_strategy": "steps", "eval_steps": 2, "learning_rate": 0.3, "lr_scheduler_type": "constant"}
+    run = adapter_run(tmp_path, save_total_limit=1, **evaluation)
+    run.train()
+    nll = [entry["eval_nll"] for entry in run.state.log_history if "eval_nll" in entry]
+    assert nll[-1] > min(nll)
+    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
+
+
 def test_numbers_are_compared_as_numbers(tmp_path):
     for step in (2, 10):
         empty_checkpoint(tmp_path / f"checkpoint-{step}")
     (tmp_path / "checkpoint-best").mkdir()
-    assert last_complete_checkpoint(tmp_path) == (str(tmp_path / "checkpoint-10"), [])
+    assert last_complete_checkpoint(tmp_path) == (tmp_path / "checkpoint-10", {})
 
 
 def test_best_model_is_the_one_with_the_lowest_nll(tmp_path):

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import reference
@@ -24,7 +25,7 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 from bft_trl import BFTTrainer
-from bft_trl.lm_head import frozen_head_obstacle, frozen_log_probs, use_frozen_head
+from bft_trl.lm_head import frozen_head_obstacle, frozen_log_probs, logit_scale, use_frozen_head
 
 LORA = {"r": 4, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 # Of log-probabilities and entropies, and of gradients, against float64; inputs are of order 1.
@@ -288,6 +289,21 @@ def test_models_equal_their_own_logits(name):
     assert model.generate(inputs["input_ids"], max_new_tokens=2, do_sample=False).shape == (3, 14)
 
 
+@pytest.mark.parametrize(
+    ("options", "scale"),
+    [
+        ({}, 1),
+        ({"logit_scale": None, "output_multiplier": 0.5}, 0.5),
+        ({"lm_head_multiplier": 3}, 3),
+        ({"logits_scaling": 4}, 1 / 4),
+        ({"logits_scaling": 4, "model_type": "hyperclovax"}, 4),
+    ],
+)
+def test_logit_scale(options, scale):
+    """Granite divides by `logits_scaling`, HyperCLOVA X multiplies by it."""
+    assert logit_scale(SimpleNamespace(**{"model_type": "granite"} | options)) == scale
+
+
 def test_a_fully_masked_batch_has_a_gradient_of_zero():
     model = build_model()
     model.get_output_embeddings().requires_grad_(False)
@@ -388,14 +404,12 @@ def test_trained_tokens_of_a_tied_embedding_are_refused(tmp_path):
         trainer_with(tmp_path, lora=LORA | {"trainable_token_indices": [5, 6]})
 
 
-def test_settings_of_trls_head_that_it_does_not_know():
-    for settings in ({"temperature": 0.5}, {"cast_lm_head_to_fp32": True}):
-        model = build_model()
-        model.get_output_embeddings().requires_grad_(False)
-        add_fused_lm_head(model, **settings)
-        assert "temperature" in frozen_head_obstacle(model)
-    model.forward = model.generate  # some other method, as another version of TRL might put there
-    assert "other settings" in frozen_head_obstacle(model)
+def test_an_unknown_option_on_the_logits_leaves_trls_head():
+    model = build_model()
+    model.get_output_embeddings().requires_grad_(False)
+    assert frozen_head_obstacle(model) is None
+    model.config.logit_gain = 0.5
+    assert frozen_head_obstacle(model) == "the effect of the model option `logit_gain` on the logits is not known"
 
 
 def test_trainers_that_share_a_model_each_use_their_head(tmp_path, monkeypatch):

@@ -1,13 +1,17 @@
 """Row numbers survive TRL's preparation and packing; weights and groups act by them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from bft_trl import BFTTrainer
-from bft_trl.training.rows import MAX_GROUPS, ROW, DataRows
+from bft_trl.training.callbacks import GradientCheck
+from bft_trl.training.rows import COLUMNS, MAX_VALUES, ROW, VALUE, RowColumns
 
 
 def trainer(folder, rows, *, eval_rows=None, **config):
@@ -24,7 +28,8 @@ def texts_by_row(run, tokenizer):
     """Row number -> the text of all its tokens, as the batches of the run have them."""
     found = {}
     for batch in run.get_train_dataloader():
-        for ids, numbers in zip(batch["input_ids"], batch[ROW], strict=True):
+        padding = batch["attention_mask"] == 0 if "attention_mask" in batch else torch.zeros_like(batch[ROW]).bool()
+        for ids, numbers in zip(batch["input_ids"], batch[ROW].masked_fill(padding, -1), strict=True):
             for number in set(numbers.tolist()) - {-1}:
                 assert number not in found
                 found[number] = tokenizer.decode(ids[numbers == number], skip_special_tokens=True)
@@ -37,26 +42,51 @@ def texts_by_row(run, tokenizer):
 )
 def test_every_token_carries_the_number_of_its_row(how, tmp_path):
     rows = sample_rows(12)
-    run = trainer(tmp_path, rows, **how)
+    run = trainer(tmp_path, rows, log_samples=True, **how)
     assert texts_by_row(run, build_tokenizer()) == {
         number: row["prompt"] + row["completion"] for number, row in enumerate(rows)
     }
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.filterwarnings("default:The `'keep_end'` truncation mode:FutureWarning")
+@pytest.mark.parametrize("truncation", ["keep_start", "keep_end"])
+@pytest.mark.parametrize("log_samples", [False, True])
 @pytest.mark.parametrize("strategy", ["bfd", "bfd_split"])
-def test_packing_is_trls(strategy, shuffle, tmp_path):
-    config = {"packing": True, "max_length": 48, "packing_strategy": strategy, "shuffle_dataset": shuffle}
-    ours = trainer(tmp_path, sample_rows(12), **config).train_dataset
+def test_packing_is_trls(strategy, log_samples, truncation, tmp_path):
+    config = {"packing": True, "max_length": 48, "packing_strategy": strategy, "truncation_mode": truncation}
+    config["shuffle_dataset"] = True
+    ours = trainer(tmp_path, sample_rows(12), log_samples=log_samples, **config).train_dataset
     theirs = SFTTrainer(
         build_model(),
         SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **config),
         train_dataset=Dataset.from_list(sample_rows(12)),
         processing_class=build_tokenizer(),
     ).train_dataset
-    assert ours["input_ids"][:] == theirs["input_ids"][:]
-    assert ours["labels"][:] == theirs["labels"][:]
-    assert ours["seq_lengths"][:] == theirs["seq_lengths"][:]
+    for column in ("input_ids", "labels", "seq_lengths"):
+        assert ours[column][:] == theirs[column][:]
+
+
+def test_the_default_adds_no_column(tmp_path):
+    run = trainer(tmp_path, sample_rows(2), eval_rows=sample_rows(2))
+    assert COLUMNS.keys().isdisjoint(run.train_dataset.column_names + run.eval_dataset.column_names)
+    assert type(run.data_collator) is DataCollatorForLanguageModeling
+
+
+def test_rows_of_another_trainer_are_numbered_anew(tmp_path):
+    """Data that a trainer prepared hold its own column values; another trainer must not take them for its own."""
+    rows = [row | {"a": "xy"[i % 2], "b": "vw"[i // 2]} for i, row in enumerate(sample_rows(4))]
+    prepared = trainer(tmp_path, rows, metrics_by_column="a", log_samples=True).train_dataset.select([2, 0, 3])
+    second = BFTTrainer(
+        build_model(),
+        build_config(tmp_path, metrics_by_column="b", log_samples=True),
+        train_dataset=prepared,
+        processing_class=build_tokenizer(),
+    )
+    assert second.train_dataset[ROW][:] == [0, 1, 2]
+    assert [second._values[value] for value in second.train_dataset[VALUE]] == ["w", "v", "w"]
+    third = trainer(tmp_path, rows)
+    third.evaluate(prepared)
+    assert "eval_nll/x" not in third.state.log_history[-1]
 
 
 def one_step(folder, rows, **config):
@@ -74,29 +104,30 @@ def test_weights_multiply_and_zero_drops(packing, tmp_path, caplog):
     alone = [one_step(tmp_path, [row])["loss"] for row in rows]
     config = {"packing": True, "max_length": 256} if packing else {}
     together = one_step(
-        tmp_path, [row | {"weight": weight} for row, weight in zip(rows, weights, strict=True)], **config
+        tmp_path,
+        [row | {"weight": weight} for row, weight in zip(rows, weights, strict=True)],
+        weight_column="weight",
+        **config,
     )
     assert together["loss"] == pytest.approx((2 * alone[0] + 0.5 * alone[1] + alone[3]) / 3, rel=1e-4)
     assert "Dropped 1 of 4 rows" in caplog.text
-    ignored = one_step(
-        tmp_path, [row | {"weight": weight} for row, weight in zip(rows, weights, strict=True)], weight_column=None
-    )
+    ignored = one_step(tmp_path, [row | {"weight": weight} for row, weight in zip(rows, weights, strict=True)])
     assert ignored["loss"] == pytest.approx(sum(alone) / 4, rel=1e-4)
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_figures_of_groups_are_those_of_their_rows_alone(packing, tmp_path):
+def test_metrics_by_value_are_those_of_their_rows_alone(packing, tmp_path):
     rows = sample_rows(6, seed=4)
     sources = ["go", "qa", "go", None, "qa", "go"]
     config = {"packing": True, "max_length": 256} if packing else {}
     marked = [row | {"from": source} for row, source in zip(rows, sources, strict=True)]
-    together = one_step(tmp_path, marked, group_column="from", **config)
+    together = one_step(tmp_path, marked, metrics_by_column="from", **config)
     for name in ("go", "qa", "none"):
-        of_group = [row for row, source in zip(rows, sources, strict=True) if str(source).lower() == name]
-        alone = one_step(tmp_path, of_group)
-        for figure in ("nll", "sample_weight", "group_confidence"):
-            assert together[f"{figure}/{name}"] == pytest.approx(alone[figure], rel=1e-4), (figure, name)
-    run = trainer(tmp_path, marked, eval_rows=marked, group_column="from", **config)
+        of_value = [row for row, source in zip(rows, sources, strict=True) if str(source).lower() == name]
+        alone = one_step(tmp_path, of_value)
+        for metric in ("nll", "sample_weight", "group_confidence"):
+            assert together[f"{metric}/{name}"] == pytest.approx(alone[metric], rel=1e-4), (metric, name)
+    run = trainer(tmp_path, marked, eval_rows=marked, metrics_by_column="from", **config)
     metrics = run.evaluate()
     assert metrics["eval_nll/go"] == pytest.approx(together["nll/go"], rel=1e-4)
 
@@ -104,78 +135,90 @@ def test_figures_of_groups_are_those_of_their_rows_alone(packing, tmp_path):
 @pytest.mark.parametrize(
     ("column", "values", "words"),
     [
-        ("weight", [1.0, -1.0], r"`weight_column='weight'`: row 1 .* -1.0, which is no weight"),
+        ("weight", [1.0, -1.0], r"`weight_column='weight'`: row 1 .* -1.0, which is not a weight"),
         ("weight", [1.0, float("nan")], "row 1 .* nan"),
         ("weight", ["1", "2"], "row 0 .* '1'"),
+        ("weight", [1.0, None], "row 1 .* nan"),
         ("weight", [0, 0], "is 0 in every row"),
-        ("kind", [1, 2], r"`group_column='group'` is not in the train dataset, which has \['completion', 'kind'"),
-        ("group", ["", ""], None),
+        ("other", [1, 1], r"`weight_column='weight'` is not in the train dataset, which has \['completion', 'other'"),
     ],
 )
 def test_columns_that_cannot_be_used(column, values, words, tmp_path):
     rows = [row | {column: value} for row, value in zip(sample_rows(2), values, strict=True)]
-    group = None if column == "weight" else "group"
-    if words is None:
-        assert trainer(tmp_path, rows, group_column=group)._groups == [""]
-        return
     with pytest.raises(ValueError, match=words):
-        trainer(tmp_path, rows, group_column=group)
+        trainer(tmp_path, rows, weight_column="weight")
 
 
-def test_too_many_groups():
-    data = Dataset.from_list([{"group": str(number)} for number in range(MAX_GROUPS + 1)])
+def test_column_values(tmp_path):
+    data = Dataset.from_dict({"kind": [str(number) for number in range(MAX_VALUES + 1)]})
+    columns = RowColumns(loss_type="bft", metrics_by_column="kind")
     with pytest.raises(ValueError, match="51 different values, such as '0': at most 50"):
-        DataRows(group_column="group").mark(data, "train", training=True)
+        columns.add(data, "train", training=True)
+    columns = RowColumns(loss_type="bft", metrics_by_column="kind")
+    assert columns.add(Dataset.from_dict({"kind": ["", None, ""]}), "train", training=True)[VALUE][:] == [0, 1, 0]
+    assert columns.values == ["", "none"]
+    with pytest.raises(
+        ValueError, match=r"`metrics_by_column='kind'` is not in the train dataset, which has \['id'\]"
+    ):
+        columns.add(Dataset.from_dict({"id": [1]}), "train", training=True)
 
 
 @pytest.mark.parametrize("loss_type", ["nll", "dft"])
 def test_baselines_know_no_weights_but_zero(loss_type, tmp_path):
     rows = sample_rows(3, seed=1)
     with pytest.raises(ValueError, match="mean over tokens of `loss_type=.* has none"):
-        trainer(tmp_path, [row | {"weight": 2.0} for row in rows], loss_type=loss_type)
-    kept = one_step(
-        tmp_path, [row | {"weight": weight} for row, weight in zip(rows, (1, 0, 1), strict=True)], loss_type=loss_type
-    )
+        trainer(tmp_path, [row | {"weight": 2.0} for row in rows], loss_type=loss_type, weight_column="weight")
+    weighted = [row | {"weight": weight} for row, weight in zip(rows, (1, 0, 1), strict=True)]
+    kept = one_step(tmp_path, weighted, loss_type=loss_type, weight_column="weight")
     alone = one_step(tmp_path, [rows[0], rows[2]], loss_type=loss_type)
     assert kept["loss"] == pytest.approx(alone["loss"], rel=1e-5)
 
 
-def test_what_has_no_row_numbers_is_refused_or_said(tmp_path, caplog):
-    stream = Dataset.from_list([row | {"weight": 1.0} for row in sample_rows(4)]).to_iterable_dataset()
-    common = {"processing_class": build_tokenizer()}
-    with pytest.raises(ValueError, match="`weight_column='weight'` cannot be honoured: the rows of a streamed"):
-        BFTTrainer(build_model(), build_config(tmp_path, max_steps=1), train_dataset=stream, **common)
-    config = build_config(tmp_path, max_steps=1, group_column="weight", weight_column=None)
-    with pytest.raises(ValueError, match="`group_column='weight'` cannot be honoured: a `data_collator` of your own"):
+@pytest.mark.parametrize(
+    ("option", "value"), [("weight_column", "weight"), ("metrics_by_column", "weight"), ("log_samples", True)]
+)
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ("stream", "the rows of a streamed dataset have no numbers"),
+        ("collator", "a `data_collator` of your own"),
+        ("transform", "a dataset with `with_transform` shows only the columns of its transform"),
+        ("packed", "the rows of a packed dataset hold several documents"),
+    ],
+)
+def test_data_that_carry_no_numbers_are_refused(form, words, option, value, tmp_path):
+    data = Dataset.from_list([row | {"weight": 1.0} for row in sample_rows(4)])
+    if form == "stream":
+        data = data.to_iterable_dataset()
+    if form == "transform":
+        data = data.with_transform(lambda rows: {"input_ids": [[5, 6]] * len(rows["prompt"])})
+    if form == "packed":
+        data = trainer(tmp_path, data.to_list(), packing=True, max_length=64).train_dataset
+    with pytest.raises(ValueError, match=f"`{option}={value!r}` cannot be honored: {words}"):
         BFTTrainer(
             build_model(),
-            config,
-            data_collator=lambda rows: rows,
-            train_dataset=Dataset.from_list(sample_rows(2)),
-            **common,
+            build_config(tmp_path, max_steps=1, **{option: value}),
+            data_collator=(lambda rows: rows) if form == "collator" else None,
+            train_dataset=data,
+            processing_class=build_tokenizer(),
         )
-    config = build_config(tmp_path, max_steps=1, weight_column=None)
-    run = BFTTrainer(build_model(), config, train_dataset=stream, **common)
-    assert "Samples are not recorded" in caplog.text
-    run.train()
-    assert not (tmp_path / "samples").exists()
 
 
-def test_a_loss_that_is_not_finite_names_the_samples(tmp_path):
-    """Row "b" alone holds the letter z, whose embedding is broken: the run ends before the step, and says so."""
-    texts = {"a": "aaaa", "b": "azaz", "c": "aa", "d": "bbb", "e": "abab"}
-    rows = [{"id": name, "prompt": "a", "completion": text} for name, text in texts.items()]
+@pytest.mark.parametrize(("log_samples", "named"), [(False, "log_samples=True"), (True, r"rows \[1\]")])
+def test_a_loss_that_is_not_finite_ends_the_run(log_samples, named, tmp_path):
+    """Row 1 alone holds the letter z, whose embedding is broken: the run ends before the step."""
+    rows = [{"prompt": "a", "completion": text} for text in ("aaaa", "azaz", "aa", "bbb", "abab")]
     model = build_model(tie_word_embeddings=False)
     with torch.no_grad():
         model.model.embed_tokens.weight[build_tokenizer()("z")["input_ids"][0]] = float("nan")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     run = BFTTrainer(
         model,
-        build_config(tmp_path, max_steps=3, per_device_train_batch_size=5),
+        build_config(tmp_path, max_steps=3, per_device_train_batch_size=5, log_samples=log_samples),
         train_dataset=Dataset.from_list(rows),
         processing_class=build_tokenizer(),
     )
-    with pytest.raises(FloatingPointError, match=r"not finite in step 1, for 1 samples \(id: b\). The step was not"):
+    with pytest.raises(FloatingPointError, match=f"not finite in step 1, for 1 samples .*{named}.*The step was not"):
         run.train()
     for name, tensor in run.model.state_dict().items():
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num())
@@ -183,26 +226,25 @@ def test_a_loss_that_is_not_finite_names_the_samples(tmp_path):
 
 
 def test_a_gradient_that_overflows_ends_the_run(tmp_path):
-    rows = [row | {"id": f"row{number}"} for number, row in enumerate(sample_rows(4))]
-    run = trainer(tmp_path, rows)
+    run = trainer(tmp_path, sample_rows(4))
     weight = next(parameter for parameter in run.model.parameters() if parameter.dim() == 2)
     weight.register_hook(lambda gradient: gradient * float("inf"))
     before = weight.detach().clone()
-    with pytest.raises(FloatingPointError, match="gradient is not finite at step 1 .samples of the step: row"):
+    with pytest.raises(FloatingPointError, match="gradient is not finite at step 1. The step was not taken"):
         run.train()
     assert torch.equal(weight, before)
 
 
-def test_float16_skips_a_step_and_says_which(tmp_path, caplog):
-    """The loss scaling takes the step back by itself; a scaler's presence is all that tells float16 here."""
-    run = trainer(tmp_path, [row | {"id": f"row{number}"} for number, row in enumerate(sample_rows(4))])
-    run._step_rows = [2, 0]
-    run.accelerator.scaler = object()
-    assert run._get_grad_norm(run.model, grad_norm=float("inf")) == float("inf")
-    assert "samples of the step: row2, row0); float16's loss scaling skips it" in caplog.text
+def test_float16_skips_a_step_with_a_warning(caplog):
+    """The loss scaling takes the step back by itself; the optimizer's scaler is what tells float16."""
+    model = torch.nn.Linear(1, 1)
+    model.weight.grad = torch.tensor([[float("inf")]])
+    optimizer = SimpleNamespace(scaler=object())
+    GradientCheck().on_pre_optimizer_step(None, SimpleNamespace(global_step=0), None, model=model, optimizer=optimizer)
+    assert "not finite at step 1; the loss scaling of float16 skips it" in caplog.text
 
 
-def test_evaluation_says_which_samples_are_not_finite(tmp_path, caplog):
+def test_evaluation_warns_of_a_loss_that_is_not_finite(tmp_path, caplog):
     model = build_model(tie_word_embeddings=False)
     with torch.no_grad():
         model.model.embed_tokens.weight[build_tokenizer()("z")["input_ids"][0]] = float("nan")
@@ -210,8 +252,8 @@ def test_evaluation_says_which_samples_are_not_finite(tmp_path, caplog):
         model,
         build_config(tmp_path),
         train_dataset=Dataset.from_list(sample_rows(2)),
-        eval_dataset=Dataset.from_list([{"id": "odd", "prompt": "a", "completion": "azaz"}]),
+        eval_dataset=Dataset.from_list([{"prompt": "a", "completion": "azaz"}]),
         processing_class=build_tokenizer(),
     )
     run.evaluate()
-    assert "not finite in the evaluation, for 1 samples (id: odd)" in caplog.text
+    assert "The loss is not finite in the evaluation" in caplog.text

@@ -1,4 +1,4 @@
-"""What training saw of each sample, in files that survive a kill."""
+"""The sample log: numbers of each sample, in files that survive a kill."""
 
 import os
 import signal
@@ -15,9 +15,9 @@ from conftest import build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 
 from bft_trl import BFTTrainer
-from bft_trl.training.sample_log import SCHEMA, SampleLog, read_part
+from bft_trl.training.sample_log import FOLDER, SCHEMA, SampleLog, read_part
 
-ROWS = [row | {"id": f"row-{number}", "source": "ab"[number % 2]} for number, row in enumerate(sample_rows(6, seed=2))]
+ROWS = sample_rows(6, seed=2)
 COLUMNS = ["epoch", "step", "row"]
 
 
@@ -25,24 +25,26 @@ def trainer(folder, **config):
     return BFTTrainer(
         build_model(),
         build_config(
-            folder, **{"num_train_epochs": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-2} | config
+            folder,
+            **{"num_train_epochs": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "log_samples": True}
+            | config,
         ),
         train_dataset=Dataset.from_list(ROWS),
         processing_class=build_tokenizer(),
     )
 
 
-def recorded(folder):
-    files = sorted(Path(folder, "samples").glob("*.parquet"))
+def logged(folder):
+    files = sorted(Path(folder, FOLDER).glob("*.parquet"))
     return pd.concat([pq.read_table(file).to_pandas() for file in files]).sort_values(COLUMNS, ignore_index=True)
 
 
 @pytest.mark.parametrize("version", ["v1", "v3"])
-def test_record_equals_the_twin(version, tmp_path):
-    """Every sample once an epoch; nll, confidence, weight and window from full logits in float64, by the loop twin."""
+def test_log_equals_the_reference(version, tmp_path):
+    """Every sample once an epoch; nll, confidence, weight and window from full logits and the loop reference."""
     run = trainer(tmp_path, learning_rate=0.0, bft_version=version)
     run.train()
-    table = recorded(tmp_path)
+    table = logged(tmp_path)
     assert sorted(zip(table["epoch"], table["row"], strict=True)) == [(e, row) for e in (0, 1) for row in range(6)]
     assert list(table["step"].value_counts().sort_index()) == [2] * 6
     tokenizer, model = build_tokenizer(), build_model()
@@ -53,45 +55,44 @@ def test_record_equals_the_twin(version, tmp_path):
         logits = model(torch.tensor([prompt + answer])).logits[0].double()
         probs = logits.log_softmax(-1)[range(len(prompt) - 1, len(prompt + answer) - 1), answer].exp().tolist()
         _, weight, confidence, _ = reference.weights(probs, version=version, group_size=8)
-        assert (record.id, record.source, record.tokens) == (row["id"], row["source"], len(answer))
+        assert record.tokens == len(answer)
         assert record.nll == pytest.approx(-sum(map(float, torch.tensor(probs).log())) / len(answer), rel=1e-4)
         assert record.group_confidence == pytest.approx(confidence, rel=1e-4)
         assert record.sample_weight == pytest.approx(weight, rel=1e-4)
         window = probs[record.window_first : record.window_end]
         mean = torch.tensor(window).log().mean().exp() if version == "v1" else torch.tensor(window).mean()
         assert mean.item() == pytest.approx(confidence, rel=1e-4)
-        assert record.window_text == tokenizer.decode(answer[record.window_first : record.window_end])
 
 
 def test_packed_documents_are_samples(tmp_path):
     trainer(tmp_path / "rows", learning_rate=0.0, num_train_epochs=1).train()
     trainer(tmp_path / "packed", learning_rate=0.0, num_train_epochs=1, packing=True, max_length=128).train()
-    alone, packed = recorded(tmp_path / "rows"), recorded(tmp_path / "packed")
-    by_row = ["row", "id", "source", "tokens", "window_first", "window_end", "window_text"]
+    alone, packed = logged(tmp_path / "rows"), logged(tmp_path / "packed")
+    by_row = ["row", "tokens", "window_first", "window_end"]
     pd.testing.assert_frame_equal(
         alone.sort_values("row", ignore_index=True)[by_row], packed.sort_values("row", ignore_index=True)[by_row]
     )
 
 
-def test_weights_of_the_column_are_in_the_record(tmp_path):
+def test_weights_of_the_column_are_in_the_log(tmp_path):
     run = BFTTrainer(
         build_model(),
-        build_config(tmp_path, max_steps=1, per_device_train_batch_size=2),
+        build_config(tmp_path, max_steps=1, per_device_train_batch_size=2, log_samples=True, weight_column="weight"),
         train_dataset=Dataset.from_list([ROWS[0] | {"weight": 1.0}, ROWS[0] | {"weight": 3.0}]),
         processing_class=build_tokenizer(),
     )
     run.train()
-    first, second = recorded(tmp_path)["sample_weight"]
+    first, second = logged(tmp_path)["sample_weight"]
     assert second == pytest.approx(3 * first, rel=1e-6)
 
 
-def test_no_record_where_none_is_wanted(tmp_path):
-    trainer(tmp_path, record_samples=False, max_steps=1).train()
-    assert not (tmp_path / "samples").exists()
+def test_no_log_by_default(tmp_path):
+    trainer(tmp_path, log_samples=False, max_steps=1).train()
+    assert not (tmp_path / FOLDER).exists()
 
 
-def test_a_killed_run_has_its_records_once_each(tmp_path):
-    """Killed in step 6 of 6, with a checkpoint of step 4: the record is that of a run that was not killed."""
+def test_a_killed_run_logs_each_sample_once(tmp_path):
+    """Killed in step 6 of 6, with a checkpoint of step 4: the log is that of a run that was not killed."""
     saves = {"save_strategy": "steps", "save_steps": 2}
     trainer(tmp_path / "whole", **saves).train()
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
@@ -99,55 +100,39 @@ def test_a_killed_run_has_its_records_once_each(tmp_path):
         [sys.executable, __file__, str(tmp_path / "killed")], env=environment, capture_output=True, check=False
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    before = recorded(tmp_path / "killed")
+    before = logged(tmp_path / "killed")
     assert before["step"].max() == 4
     trainer(tmp_path / "killed", **saves).train(resume_from_checkpoint=True)
-    pd.testing.assert_frame_equal(recorded(tmp_path / "whole"), recorded(tmp_path / "killed"))
-    # A checkpoint further back: what lies behind it is seen again, and recorded once.
+    pd.testing.assert_frame_equal(logged(tmp_path / "whole"), logged(tmp_path / "killed"))
+    # A checkpoint further back: what lies behind it is seen again, and logged once.
     trainer(tmp_path / "killed", **saves).train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-2"))
-    pd.testing.assert_frame_equal(recorded(tmp_path / "whole"), recorded(tmp_path / "killed"))
+    pd.testing.assert_frame_equal(logged(tmp_path / "whole"), logged(tmp_path / "killed"))
     trainer(tmp_path / "killed", max_steps=1).train()
-    assert len(recorded(tmp_path / "killed")) == 2  # a new run has no records of the old one
-
-
-def test_a_run_that_breaks_off_keeps_its_records(tmp_path):
-    run = trainer(tmp_path)
-    steps = []
-
-    def broken(*args, **kwargs):
-        steps.append(1)
-        if len(steps) == 3:
-            raise KeyboardInterrupt
-        return BFTTrainer.training_step(run, *args, **kwargs)
-
-    run.training_step = broken
-    with pytest.raises(KeyboardInterrupt):
-        run.train()
-    assert list(recorded(tmp_path)["step"]) == [1, 1, 2, 2]
+    assert len(logged(tmp_path / "killed")) == 2  # a new run has no rows of the old one
 
 
 def test_parts_stay_small(tmp_path, monkeypatch):
-    """A part is written over until it is full: with room for 4 records, 12 records are three parts."""
-    monkeypatch.setattr("bft_trl.training.sample_log._RECORDS", 4)
+    """A part is written over until it is full: with room for 4 rows, 12 rows are three parts."""
+    monkeypatch.setattr("bft_trl.training.sample_log._ROWS", 4)
     trainer(tmp_path, save_strategy="steps", save_steps=1).train()
-    files = sorted(file.name for file in (tmp_path / "samples").iterdir())
+    files = sorted(file.name for file in (tmp_path / FOLDER).iterdir())
     assert files == ["part-00000-0.parquet", "part-00001-0.parquet", "part-00002-0.parquet"]
-    assert len(recorded(tmp_path)) == 12
+    assert len(logged(tmp_path)) == 12
 
 
 def test_damaged_parts_are_named(tmp_path):
     trainer(tmp_path, max_steps=2).train()
-    (file,) = (tmp_path / "samples").iterdir()
+    (file,) = (tmp_path / FOLDER).iterdir()
     whole = file.read_bytes()
     assert read_part(file).schema == SCHEMA
-    for damage in (whole[:-20], b"", whole[:100] + bytes(8) + whole[108:]):
+    for damage in (whole[:-20], b""):
         file.write_bytes(damage)
         with pytest.raises(ValueError, match="part-00000-0.parquet: cannot be read"):
             read_part(file)
     with pytest.raises(ValueError, match="cannot be read"):
-        SampleLog(tmp_path, None, None).begin(1, main=True)
+        SampleLog(tmp_path).drop_after(1)
     pd.DataFrame({"a": [1]}).to_parquet(file)
-    with pytest.raises(ValueError, match="not a record of samples"):
+    with pytest.raises(ValueError, match="not a part of a sample log"):
         read_part(file)
 
 

@@ -12,9 +12,10 @@ def warnings_of(caplog, word):
 
 
 def test_window_never_acts(tmp_path, caplog):
-    build(tmp_path, group_size=256, per_device_train_batch_size=8, **SGD | {"max_steps": 6}).train()
+    """At the first log, however few samples it covers."""
+    build(tmp_path, group_size=256, per_device_train_batch_size=2, **SGD | {"max_steps": 1}).train()
     (message,) = warnings_of(caplog, "group_size=256")
-    assert "Only 0 of 24 samples" in message
+    assert "Only 0% of the samples" in message
     assert "Lower `group_size`" in message
 
 
@@ -34,6 +35,14 @@ def test_vanishing_token_weight(loss_type, tmp_path, caplog):
     (message,) = warnings_of(caplog, "mean token weight is 0.00")
     assert "bft_version='v3'" in message
     assert "min_token_weight" in message
+
+
+def test_vanishing_token_weight_in_a_run_shorter_than_logging_steps(tmp_path, caplog):
+    model = build_model(initializer_range=1e-3)
+    run = build(tmp_path, model=model, **SGD | {"max_steps": 3, "learning_rate": 1e-6, "logging_steps": 500})
+    run.train()
+    assert len(warnings_of(caplog, "mean token weight is 0.00")) == 1
+    assert run.state.log_history[-1]["nll"] == pytest.approx(5.56, abs=0.03)  # ln 259
 
 
 def test_rising_nll(tmp_path, caplog):

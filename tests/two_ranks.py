@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from conftest import build_config, build_model, build_tokenizer, sample_rows
@@ -15,8 +16,7 @@ from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 
 from bft_trl import BFTTrainer
-from bft_trl.inspection.hard_samples import read_sample_log
-from bft_trl.training.sample_log import FOLDER
+from bft_trl.training.sample_log import FOLDER, read_part
 
 METRICS = (
     "nll",
@@ -145,7 +145,8 @@ def measured(trainer: BFTTrainer) -> dict[str, Any]:
         result |= {f"eval_{name}": evaluation[f"eval_{name}"] for name in (*METRICS, *BY_VALUE)}
     trainer.accelerator.wait_for_everyone()  # each rank has written its record
     if (Path(trainer.args.output_dir) / FOLDER).is_dir():
-        record = read_sample_log(Path(trainer.args.output_dir)).sort_values(["step", "row"])
+        parts = [read_part(file).to_pandas() for file in Path(trainer.args.output_dir, FOLDER).glob("*.parquet")]
+        record = pd.concat(parts).sort_values(["step", "row"])
         result["record"] = torch.tensor(record[["step", "row", "nll", "sample_weight"]].to_numpy("float64"))
     return result | {"weights": torch.cat([weight.flatten() for weight in full]), "sharded": sharded}
 

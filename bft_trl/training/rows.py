@@ -71,8 +71,8 @@ class RowColumns:
         if wrong.any():
             row = int(wrong.argmax())
             raise ValueError(
-                f"`weight_column={self.weight_column!r}`: row {row} of the {name} dataset has {values[row]!r:.40}, "
-                "which is not a weight: a number of 0 (drops the row) or more. Correct it, or set "
+                f"`weight_column={self.weight_column!r}`: row {row} of the {name} dataset has "
+                f"{values.tolist()[row]!r:.40}, which is not a weight: a number of 0 (drops the row) or more. Correct it, or set "
                 "`weight_column=None`."
             )
         if not values.any():
@@ -80,8 +80,8 @@ class RowColumns:
         if self.loss_type != "bft" and not np.isin(values, (0, 1)).all():
             raise ValueError(
                 f"`weight_column={self.weight_column!r}` multiplies into the sample weights of `loss_type='bft'`; the "
-                f"mean over tokens of `loss_type={self.loss_type!r}` has none. Set `weight_column=None`, or weights of "
-                "0 and 1."
+                f"mean over tokens of `loss_type={self.loss_type!r}` has none. Set `weight_column=None`, or weights "
+                "of 0 and 1."
             )
         return values.astype(np.float32)
 
