@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -13,6 +14,8 @@ import reference
 import torch
 from conftest import build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
+from huggingface_hub import HfApi
+from huggingface_hub.utils import filter_repo_objects
 
 from bft_trl import BFTTrainer
 from bft_trl.training.sample_log import FOLDER, SCHEMA, SampleLog, read_part
@@ -34,9 +37,14 @@ def trainer(folder, **config):
     )
 
 
+def logs(folder):
+    return sorted(Path(folder, FOLDER).glob("*.parquet"))
+
+
 def logged(folder):
-    files = sorted(Path(folder, FOLDER).glob("*.parquet"))
-    return pd.concat([pq.read_table(file).to_pandas() for file in files]).sort_values(COLUMNS, ignore_index=True)
+    return pd.concat([pq.read_table(file).to_pandas() for file in logs(folder)]).sort_values(
+        COLUMNS, ignore_index=True
+    )
 
 
 @pytest.mark.parametrize("version", ["v1", "v3"])
@@ -109,6 +117,25 @@ def test_a_killed_run_logs_each_sample_once(tmp_path):
     pd.testing.assert_frame_equal(logged(tmp_path / "whole"), logged(tmp_path / "killed"))
     trainer(tmp_path / "killed", max_steps=1).train()
     assert len(logged(tmp_path / "killed")) == 2  # a new run has no rows of the old one
+
+
+def test_the_hub_gets_neither_the_log_nor_any_text(tmp_path, monkeypatch):
+    """What `push_to_hub` uploads, by the patterns that it gives the Hub's client."""
+    uploads = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(HfApi, "upload_folder", lambda *_, **options: uploads.append(options))
+    run = trainer(tmp_path, hub_model_id="me/model", hub_token="hf_x")
+    run.train()
+    run.push_to_hub()
+    (upload,) = uploads
+    names = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    uploaded = [*filter_repo_objects(names, ignore_patterns=upload["ignore_patterns"])]
+    assert any(name.startswith(FOLDER) for name in names)
+    assert "model.safetensors" in uploaded
+    assert not any(name.endswith(".parquet") for name in uploaded)
+    assert all(
+        row["completion"] not in part.read_bytes().decode(errors="replace") for row in ROWS for part in logs(tmp_path)
+    )
 
 
 def test_parts_stay_small(tmp_path, monkeypatch):

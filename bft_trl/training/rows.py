@@ -72,8 +72,8 @@ class RowColumns:
             row = int(wrong.argmax())
             raise ValueError(
                 f"`weight_column={self.weight_column!r}`: row {row} of the {name} dataset has "
-                f"{values.tolist()[row]!r:.40}, which is not a weight: a number of 0 (drops the row) or more. Correct it, or set "
-                "`weight_column=None`."
+                f"{values.tolist()[row]!r:.40}, which is not a weight: a number of 0 (drops the row) or more. "
+                "Correct it, or set `weight_column=None`."
             )
         if not values.any():
             raise ValueError(f"`weight_column={self.weight_column!r}` is 0 in every row of the {name} dataset.")
