@@ -75,11 +75,10 @@ class BFTTrainer(SFTTrainer):
         self._name, self._paper = CARD_NAMES[loss_type], PAPERS[loss_type]
         # For TRL every objective but its own "dft" is an "nll" whose reduction is replaced here.
         args.loss_type = "dft" if loss_type == "dft" else "nll"
-        options = (optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics, quantization_config)
-        functions = (processing_class, compute_loss_func, compute_metrics, callbacks)
-        datasets = (data_collator, train_dataset, eval_dataset)
+        first = (model, args, data_collator, train_dataset, eval_dataset, processing_class, compute_loss_func)
+        second = (compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics)
         try:
-            super().__init__(model, args, *datasets, *functions, *options, peft_config, formatting_func)
+            super().__init__(*first, *second, quantization_config, peft_config, formatting_func)
         finally:
             args.loss_type = loss_type
 
@@ -149,9 +148,7 @@ class BFTTrainer(SFTTrainer):
             loss = loss + self.router_aux_loss_coef * fused.aux_loss / steps
         return (loss, result[1]) if return_outputs else loss
 
-    def _reduce(
-        self, tokens: SupervisedTokens, weights: Weights, num_items: torch.Tensor | int | None
-    ) -> torch.Tensor:
+    def _reduce(self, tokens: SupervisedTokens, weights: Weights, num_items: Any) -> torch.Tensor:
         """Returns the part of this batch in the mean over the samples of the step of s/L sum_t w_t (-log c_t)."""
         samples = len(tokens.lengths) if num_items is None else num_items
         scale = (weights.sample / tokens.lengths).repeat_interleave(tokens.lengths) * weights.token
