@@ -94,8 +94,8 @@ def precision(run: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     samples = by_sample(read_sample_log(run))
     samples["kind"] = [rows[row]["kind"] for row in samples["row"]]
     found = []
-    for name in LISTS:
-        kinds = rank(samples, name)["kind"].tolist()
+    for name, table in rank(samples).items():
+        kinds = table["kind"].tolist()
         found += [
             {
                 "list": name,

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if place is not None:
                     stack.enter_context(lock(place, name=name))
             return args.run(args)
-    except (ValueError, OSError, ModuleNotFoundError) as error:  # the last: an extra that is not installed
+    except (ValueError, OSError, ImportError) as error:  # ImportError: an extra that is not installed
         sys.stderr.write(f"bft-trl: error: {error}\n")
         return 2
     except KeyboardInterrupt:

@@ -68,25 +68,17 @@ def by_sample(log: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def rank(samples: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Returns the samples that belong to one of `LISTS`, in its order.
-
-    Args:
-        samples: of [`by_sample`].
-        name: key of `LISTS`.
-    """
-    if name == "hardest":
-        return samples.sort_values("last_nll", ascending=False, kind="stable")
+def rank(samples: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Returns the samples of each of `LISTS`, in its order. `samples` are of [`by_sample`]."""
     again = samples[samples["epochs"] > 1]
-    if name == "never learned":
-        hard = again[again["last_nll"] > again["last_nll"].median()]
-        return hard.sort_values("learned", kind="stable")
-    if name == "getting worse":
-        return again[again["change"] > 0].sort_values("change", ascending=False, kind="stable")
-    if name == "learned late":
-        hard = again[(again["first_nll"] > again["first_nll"].median()) & (again["learned"] > 0)]
-        return hard.sort_values("learned", ascending=False, kind="stable")
-    raise ValueError(f"`name={name!r}` is not known: choose one of {list(LISTS)}.")
+    hard_first, hard_last = (again[again[nll] > again[nll].median()] for nll in ("first_nll", "last_nll"))
+    worse, learned = again[again["change"] > 0], hard_first[hard_first["learned"] > 0]
+    return {
+        "hardest": samples.sort_values("last_nll", ascending=False, kind="stable"),
+        "never learned": hard_last.sort_values("learned", kind="stable"),
+        "getting worse": worse.sort_values("change", ascending=False, kind="stable"),
+        "learned late": learned.sort_values("learned", ascending=False, kind="stable"),
+    }
 
 
 def by_source(log: pd.DataFrame) -> pd.DataFrame:
@@ -121,17 +113,12 @@ def hard_samples(
     check_folder(output_dir)
     if top < 1:
         raise ValueError(f"`top={top}` must be 1 or more.")
-    log = _with_names(read_sample_log(run), dataset, run)
-    if source is not None:
-        known = sorted(log["source"].dropna().unique())
-        if source not in known:
-            raise ValueError(f"`source={source!r}` is not in the data set, which has {known[:20]}.")
-        log = log[log["source"] == source]
+    log = _with_source(_with_names(read_sample_log(run), dataset, run), source)
     finite = np.isfinite(log["nll"])
     samples = by_sample(log[finite])
-    ranked = {name: rank(samples, name) for name in LISTS}
-    shown = pd.concat([table.head(top) for table in ranked.values()]).drop_duplicates("row")
-    texts = _window_texts(run, dataset, shown, config or {})
+    lists = {name: table for name, table in rank(samples).items() if len(table) or samples["epochs"].max() > 1}
+    shown = {name: table.head(top) for name, table in lists.items()}
+    texts = _window_texts(run, dataset, pd.concat([samples.head(0), *shown.values()]), config or {})
     result: dict[str, Any] = {
         "run": run.name,
         "samples": len(samples),
@@ -139,15 +126,13 @@ def hard_samples(
         "steps": int(log["step"].max()),
         "not_finite": sorted(log.loc[~finite, "id"].unique()),
         "lists": {
-            name: {"by": LISTS[name], "count": len(table), "rows": _records(table.head(top), texts)}
-            for name, table in ranked.items()
-            if len(table) or samples["epochs"].max() > 1
+            name: {"by": LISTS[name], "count": len(lists[name]), "rows": _records(table, texts)}
+            for name, table in shown.items()
         },
         "sources": _records(by_source(log)),
     }
-    page = hard_samples_page(result, samples)
-    csv = samples.to_csv(index=False)
-    write_files({output_dir / "samples.csv": csv.encode(), output_dir / "index.html": page.encode()})
+    files = {"samples.csv": samples.to_csv(index=False), "index.html": hard_samples_page(result, samples)}
+    write_files({output_dir / name: text.encode() for name, text in files.items()})
     return result
 
 
@@ -156,23 +141,30 @@ def _with_names(log: pd.DataFrame, dataset: Dataset, run: Path) -> pd.DataFrame:
     last = int(log["row"].max())
     if last >= len(dataset):
         raise ValueError(f"`dataset` has {len(dataset)} rows, but the sample log of {run} has row {last}. {_REMEDY}")
-    ids = dataset["id"] if "id" in dataset.column_names else range(len(dataset))
-    sources = dataset["source"] if "source" in dataset.column_names else [None] * len(dataset)
-    names = pd.DataFrame({"id": list(ids), "source": pd.Series(list(sources), dtype=object)})
-    names = names.map(lambda value: None if value is None else str(value)).iloc[log["row"]]
-    return log.assign(id=names["id"].to_numpy(), source=names["source"].to_numpy())
+    columns = {name: list(dataset[name]) for name in ("id", "source") if name in dataset.column_names}
+    ids, sources = columns.get("id", range(len(dataset))), columns.get("source", [None] * len(dataset))
+    texts = [None if source is None else str(source) for source in sources]
+    return log.assign(id=[str(ids[row]) for row in log["row"]], source=[texts[row] for row in log["row"]])
+
+
+def _with_source(log: pd.DataFrame, source: str | None) -> pd.DataFrame:
+    """Returns the samples of one source, or all for None."""
+    known = sorted(log["source"].dropna().unique())
+    if source is not None and source not in known:
+        raise ValueError(f"`source={source!r}` is not in the data set, which has {known[:20]}.")
+    return log if source is None else log[log["source"] == source]
 
 
 def _window_texts(run: Path, dataset: Dataset, samples: pd.DataFrame, config: Mapping[str, Any]) -> dict[int, str]:
     """Returns the text of the window of lowest confidence by row number."""
+    samples = samples.drop_duplicates("row")
     if samples.empty:
         return {}
     tokenizer = load_tokenizer(Run(str(_tokenizer_folder(run))))
     args = BFTConfig(str(run), use_cpu=True, bf16=False, report_to="none", **config)
     texts = {}
-    for sample, row in zip(
-        samples.itertuples(), tokenize_dataset(dataset.select(samples["row"]), tokenizer, args), strict=True
-    ):
+    rows = tokenize_dataset(dataset.select(samples["row"]), tokenizer, args)
+    for sample, row in zip(samples.itertuples(), rows, strict=True):
         supervised = [label for label in row["labels"][1:] if label != -100]  # position 0 has no prediction
         if sample.tokens > len(supervised):
             raise ValueError(

@@ -61,27 +61,19 @@ def inspect_samples(
     check_dataset(dataset, args, None, dataset_name)
     if message := missing_text(dataset, args, dataset_name):
         raise ValueError(message)
-    repeats = _count_repeats(dataset)
     drawn = sorted(np.random.default_rng(seed).permutation(len(dataset))[:num_samples].tolist())
     tokenizer = load_tokenizer(run)
     tokenized = tokenize_dataset(dataset.select(drawn), tokenizer, args)
     samples = _samples(drawn, tokenized, tokenizer, load_run(run, device=device), args)
-    metrics = summary_metrics(samples, args.group_size) | repeats | {"rows": len(dataset)}
-    report = {
-        "model": fingerprint(run),
-        "dataset": dataset_name,
-        "num_samples": len(samples),
-        "seed": seed,
-        "max_length": max_length,
-        "objective": args.objective(),
-        "metrics": metrics,
-        "advice": advice(metrics, args.objective(), max_length=max_length),
-        "samples": samples,
+    metrics = summary_metrics(samples, args.group_size) | _count_repeats(dataset) | {"rows": len(dataset)}
+    report = {"model": fingerprint(run), "dataset": dataset_name, **numbers, "objective": args.objective()}
+    report |= {"metrics": metrics, "advice": advice(metrics, args.objective(), max_length=max_length)}
+    report |= {"num_samples": len(samples), "samples": samples}
+    files = {
+        "report.json": json.dumps(report, ensure_ascii=False, allow_nan=False),
+        "index.html": inspection_page(report),
     }
-    text = json.dumps(report, ensure_ascii=False, allow_nan=False)
-    write_files(
-        {output_dir / "report.json": text.encode(), output_dir / "index.html": inspection_page(report).encode()}
-    )
+    write_files({output_dir / name: text.encode() for name, text in files.items()})
     return report
 
 
