@@ -45,7 +45,7 @@ def planted_rows(seed: int) -> list[dict[str, Any]]:
     drawn = sets.select(rng.permutation(len(sets))[:PLAIN].tolist())
     names = [row["name"] for row in drawn]
     noise = rng.permutation(PLAIN)[:PLANTED]
-    for place, other in zip(noise, np.roll(noise, 1), strict=True):  # nobody keeps its own
+    for place, other in zip(noise, np.roll(noise, 1), strict=True):  # no set keeps its name
         names[place] = drawn[int(other)]["name"]
     rows = [
         {"id": row["id"], "kind": "noise" if place in noise else "plain", "genes": row["genes"], "name": name}
