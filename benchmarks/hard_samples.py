@@ -2,9 +2,9 @@
 
 Trains SmolLM2-135M (LoRA, float32) on 160 short gene sets that ship, 20 of them with their names exchanged among
 each other (noise), and 20 rows that teach 5 invented processes of invented genes, each in 4 rows (hard facts, which
-repetition makes learnable). Then asks each list of the record for its first k samples.
+repetition makes learnable). Prints the precision of the first k samples of each list.
 
-    python benchmarks/hard_samples.py --out outputs/hard_samples [--seeds 0 1 2]
+    python benchmarks/hard_samples.py --output_dir outputs/hard_samples [--seeds 0 1 2]
 """
 
 import argparse
@@ -19,8 +19,9 @@ from peft import LoraConfig
 
 from bft_trl import BFTConfig, BFTTrainer, load_gene_sets
 from bft_trl.demo_model import demo_model
-from bft_trl.inspection.hard_samples import LISTS, by_sample, ranked, read_record
+from bft_trl.inspection.hard_samples import LISTS, by_sample, rank, read_sample_log
 from bft_trl.prompts import conversation, gene_set_answer, gene_set_prompt
+from bft_trl.training.sample_log import FOLDER
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "SFT": {"loss_type": "nll"},
@@ -44,7 +45,7 @@ def planted_rows(seed: int) -> list[dict[str, Any]]:
     drawn = sets.select(rng.permutation(len(sets))[:PLAIN].tolist())
     names = [row["name"] for row in drawn]
     noise = rng.permutation(PLAIN)[:PLANTED]
-    for place, other in zip(noise, np.roll(noise, 1), strict=True):  # nobody keeps its own
+    for place, other in zip(noise, np.roll(noise, 1), strict=True):  # no set keeps its name
         names[place] = drawn[int(other)]["name"]
     rows = [
         {"id": row["id"], "kind": "noise" if place in noise else "plain", "genes": row["genes"], "name": name}
@@ -72,7 +73,8 @@ def train(rows: list[dict[str, Any]], folder: Path, objective: dict[str, Any], s
         lr_scheduler_type="constant",
         group_size=8,
         seed=seed,
-        group_column="kind",
+        metrics_by_column="kind",
+        log_samples=True,
         save_strategy="no",
         report_to="none",
         logging_steps=22,
@@ -88,12 +90,12 @@ def train(rows: list[dict[str, Any]], folder: Path, objective: dict[str, Any], s
 
 
 def precision(run: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each list and kind: the share of the kind among the first k."""
-    kind = {str(row["id"]): row["kind"] for row in rows}
-    samples = by_sample(read_record(run))
+    """Returns the fraction of each kind among the first k samples of each list."""
+    samples = by_sample(read_sample_log(run))
+    samples["kind"] = [rows[row]["kind"] for row in samples["row"]]
     found = []
-    for name in LISTS:
-        kinds = [kind[identity] for identity in ranked(samples, name)["id"]]
+    for name, table in rank(samples).items():
+        kinds = table["kind"].tolist()
         found += [
             {
                 "list": name,
@@ -101,22 +103,22 @@ def precision(run: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "length": len(kinds),
                 "base_rate": round(PLANTED / len(rows), 3),
                 **{f"precision_at_{k}": kinds[:k].count(planted) / k for k in (10, 20)},
-                "nll_first": _mean(samples, kind, planted, "first_nll"),
-                "nll_last": _mean(samples, kind, planted, "last_nll"),
+                "nll_first": _mean(samples, planted, "first_nll"),
+                "nll_last": _mean(samples, planted, "last_nll"),
             }
             for planted in ("noise", "fact")
         ]
     return found
 
 
-def _mean(samples: pd.DataFrame, kind: dict[str, str], planted: str, which: str) -> float:
-    return round(float(samples[samples["id"].map(kind) == planted][which].mean()), 3)
+def _mean(samples: pd.DataFrame, planted: str, which: str) -> float:
+    return round(float(samples[samples["kind"] == planted][which].mean()), 3)
 
 
 def main() -> None:
     logging.basicConfig(format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=6)
     args = parser.parse_args()
@@ -124,8 +126,8 @@ def main() -> None:
     for seed in args.seeds:
         rows = planted_rows(seed)
         for name, objective in OBJECTIVES.items():
-            folder = args.out / f"{name.replace(' ', '-')}-{seed}"
-            if not (folder / "samples").is_dir():
+            folder = args.output_dir / f"{name.replace(' ', '-')}-{seed}"
+            if not (folder / FOLDER).is_dir():
                 train(rows, folder, objective, seed, args.epochs)
             table += [{"objective": name, "seed": seed} | entry for entry in precision(folder, rows)]
             # after each run: a kill loses nothing

@@ -1,88 +1,96 @@
-"""`bft-trl inspect` and `bft-trl hard-samples`: parse, call one function, say where the result is."""
+"""`bft-trl inspect` and `bft-trl hard-samples`: parse, call one function, log where the result is."""
 
 import argparse
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
-# Fields of BFTConfig that `inspect` takes; what they mean is said there.
+_FLAG: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 _OBJECTIVE: dict[str, dict[str, Any]] = {
     "loss_type": {"choices": ["bft", "nll", "dft"]},
     "bft_version": {"choices": ["v1", "v3"]},
+    "token_weighting": _FLAG,
+    "sample_weighting": _FLAG,
     "group_size": {"type": int, "metavar": "N"},
     "confidence_mean": {"choices": ["geometric", "arithmetic"]},
     "confidence_gamma": {"type": float, "metavar": "X"},
     "min_token_weight": {"type": float, "metavar": "X"},
 }
-# Fields of SFTConfig that decide which tokens are supervised.
 _SUPERVISED = ("completion_only_loss", "assistant_only_loss")
 
 
-def add_sample_commands(commands: Any) -> None:
+def add_inspection_commands(commands: Any) -> None:
     """Adds `inspect` and `hard-samples` to the subcommands of a parser."""
-    _add_inspect(commands)
-    _add_hard_samples(commands)
-
-
-def _add_inspect(commands: Any) -> None:
-    inspect = commands.add_parser(
-        "inspect", help="what the loss will see of a data set, sample by sample, before any training"
-    )
-    inspect.add_argument("--model", help="base model: Hub id or folder (default: the adapter's base, or the demo's)")
-    inspect.add_argument("--adapter", type=Path, metavar="DIR", help="run folder or checkpoint of a PEFT adapter")
-    inspect.add_argument(
-        "--dataset",
-        help="Hub id, folder, or JSON, JSON lines, parquet or CSV file (default: the shipped gene sets)",
-    )
-    inspect.add_argument("--config", help="the data set's configuration on the Hub")
-    inspect.add_argument("--split", default="train", help="which of its splits (default: train)")
-    inspect.add_argument("--prompt-column", metavar="NAME", help="the user's turn, for data in no format of TRL's")
-    inspect.add_argument("--completion-columns", nargs="+", metavar="NAME", help="joined to the assistant's turn")
-    inspect.add_argument("--out", type=Path, required=True, help="folder for index.html and report.json")
-    inspect.add_argument("--n", type=int, default=50, help="samples to look at, drawn by --seed (default: 50)")
-    inspect.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
-    inspect.add_argument(
-        "--max-length", type=int, default=1024, help="where rows are cut, as in training (default: 1024)"
-    )
-    inspect.add_argument("--batch-size", type=int, default=4, help="samples at a time (default: 4)")
-    inspect.add_argument("--device", help='such as "cpu" (default: a GPU where there is one)')
-    inspect.add_argument(
-        "--load-in-4bit",
-        action=argparse.BooleanOptionalAction,
-        help="base weights in NF4 (default: as in the adapter's training)",
-    )
-    for name in _SUPERVISED:
-        inspect.add_argument(
-            f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, help="as in SFTConfig"
-        )
+    inspect = commands.add_parser("inspect", help="tokens, confidences and weights of a data set before training")
+    add = inspect.add_argument
+    add("--model_name_or_path", metavar="MODEL", help="Hub id or folder (default: the adapter's base, or the demo's)")
+    add("--adapter", type=Path, metavar="DIR", help="run folder or checkpoint of a PEFT adapter")
+    add("--load_in_4bit", **_FLAG, help="base weights in NF4 (default: as in the adapter's training)")
+    add("--device", help='such as "cpu" (default: a GPU if there is one)')
+    _add_data_options(inspect)
+    add("--dataset_split", default="train", metavar="SPLIT", help="(default: train)")
+    add("--num_samples", type=int, default=50, metavar="N", help="rows to draw (default: 50)")
+    add("--seed", type=int, default=0, help="seed of the draw (default: 0)")
+    add("--max_length", type=int, default=1024, metavar="N", help="cut rows to N tokens (default: 1024)")
+    add("--batch_size", type=int, default=4, metavar="N", help="rows per forward pass (default: 4)")
+    add("--output_dir", type=Path, required=True, metavar="DIR", help="folder for index.html and report.json")
     objective = inspect.add_argument_group("objective (as in BFTConfig; default: the adapter's own, else BFTConfig's)")
     for name, options in _OBJECTIVE.items():
-        objective.add_argument(f"--{name.replace('_', '-')}", **options)
+        objective.add_argument(f"--{name}", **options)
     inspect.set_defaults(run=_inspect)
 
-
-def _add_hard_samples(commands: Any) -> None:
-    hard = commands.add_parser("hard-samples", help="which samples of a run stayed hard, from its record")
-    hard.add_argument("run_folder", type=Path, metavar="RUN", help="output folder of a training run")
-    hard.add_argument("--out", type=Path, help="folder for index.html and samples.csv (default: RUN/hard_samples)")
-    hard.add_argument("--top", type=int, default=20, help="length of each list (default: 20)")
-    hard.add_argument("--source", metavar="NAME", help="only samples of this source")
+    hard = commands.add_parser("hard-samples", help="samples of a run with a high loss, from its sample log")
+    add = hard.add_argument
+    add("run_folder", type=Path, metavar="RUN", help="output_dir of a run with `log_samples=True`")
+    _add_data_options(hard)
+    for name, default in {"dataset_train_split": "train", "dataset_test_split": "test"}.items():
+        add(f"--{name}", default=default, metavar="SPLIT", help=f"as in training (default: {default})")
+    add("--eval_samples", type=int, default=48, metavar="N", help="as in training (default: 48)")
+    add("--seed", type=int, default=42, help="as in training (default: 42)")
+    add("--top", type=int, default=20, metavar="N", help="length of each list (default: 20)")
+    add("--source", metavar="NAME", help="only samples with this value in the column `source`")
+    add("--output_dir", type=Path, metavar="DIR", help="for index.html, samples.csv (default: RUN/hard_samples)")
     hard.set_defaults(run=_hard_samples)
 
 
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--dataset_name", metavar="DATA", help="Hub id, folder or file (default: the gene sets of the package)")
+    add("--dataset_config", metavar="NAME", help="configuration on the Hub")
+    add("--prompt_column", metavar="NAME", help="user turn, for data in no format of TRL")
+    add("--completion_columns", nargs="+", metavar="NAME", help="columns joined to the assistant turn")
+    for name in _SUPERVISED:
+        add(f"--{name}", **_FLAG, help="as in SFTConfig")
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
 def _hard_samples(args: argparse.Namespace) -> int:
+    from bft_trl.data.loading import load_train_and_eval
     from bft_trl.inspection.hard_samples import hard_samples
 
-    out = args.out or args.run_folder / "hard_samples"
-    result = hard_samples(args.run_folder, out, top=args.top, source=args.source)
+    train, _ = load_train_and_eval(
+        args.dataset_name,
+        config=args.dataset_config,
+        train_split=args.dataset_train_split,
+        test_split=args.dataset_test_split,
+        **_given(args, "eval_samples", "seed", "prompt_column", "completion_columns"),
+    )
+    output_dir = args.output_dir or args.run_folder / "hard_samples"
+    result = hard_samples(
+        args.run_folder, train, output_dir, top=args.top, source=args.source, config=_given(args, *_SUPERVISED)
+    )
     for name, found in result["lists"].items():
         logger.info("%s: %s (%d)", name, found["by"], found["count"])
         for row in found["rows"][:5]:
             source = f" [{row['source']}]" if row["source"] else ""
             logger.info("  %s%s: nll %.3g to %.3g", row["id"], source, row["first_nll"], row["last_nll"])
-    logger.info("Open %s", out / "index.html")
+    logger.info("Open %s", output_dir / "index.html")
     return 0
 
 
@@ -90,42 +98,35 @@ def _inspect(args: argparse.Namespace) -> int:
     from bft_trl.config import OBJECTIVE_FIELDS
     from bft_trl.data.gene_sets import load_gene_sets
     from bft_trl.data.loading import as_conversations, load_split, load_splits
-    from bft_trl.data.tables import read_json_object
     from bft_trl.demo_model import demo_model
     from bft_trl.inspection.inspection import inspect_samples
-    from bft_trl.inspection.inspection_page import summary
+    from bft_trl.inspection.summary import summary_rows
     from bft_trl.models import read_run
 
-    if args.dataset is None:
-        name, rows = "the shipped gene sets", load_gene_sets("train")
+    if args.dataset_name is None:
+        name, rows = "the gene sets of the package", load_gene_sets("train")
     else:
-        name = Path(args.dataset).name if Path(args.dataset).is_file() else args.dataset
-        splits = load_splits(args.dataset, config=args.config)
-        rows = load_split(splits, args.split, name, argument="split")
+        name = Path(args.dataset_name).name if Path(args.dataset_name).is_file() else args.dataset_name
+        splits = load_splits(args.dataset_name, config=args.dataset_config)
+        rows = load_split(splits, args.dataset_split, name, argument="dataset_split")
     if args.prompt_column or args.completion_columns:
         rows = as_conversations(rows, prompt_column=args.prompt_column, completion_columns=args.completion_columns)
     config = {}
     if args.adapter is not None and (args.adapter / "objective.json").is_file():
-        known = read_json_object(args.adapter / "objective.json")
-        config = {field: known[field] for field in OBJECTIVE_FIELDS if field in known}
-    config |= {field: value for field in [*_OBJECTIVE, *_SUPERVISED] if (value := getattr(args, field)) is not None}
-    model = args.model or (None if args.adapter else demo_model().path)
-    run = read_run(model, args.adapter, load_in_4bit=args.load_in_4bit)
+        saved = json.loads((args.adapter / "objective.json").read_text(encoding="utf-8"))
+        config = {field: saved[field] for field in OBJECTIVE_FIELDS if field in saved}
+    model = args.model_name_or_path or (None if args.adapter else demo_model().path)
     report = inspect_samples(
-        run,
+        read_run(model, args.adapter, load_in_4bit=args.load_in_4bit),
         rows,
-        args.out,
+        args.output_dir,
         dataset_name=name,
-        n=args.n,
-        seed=args.seed,
-        config=config,
-        max_length=args.max_length,
-        batch_size=args.batch_size,
-        device=args.device,
+        config=config | _given(args, *_OBJECTIVE, *_SUPERVISED),
+        **_given(args, "num_samples", "seed", "max_length", "batch_size", "device"),
     )
-    for figure, value in summary(report["figures"]):
-        logger.info("%-42s %s", figure, value)
+    for metric, value in summary_rows(report["metrics"]):
+        logger.info("%-42s %s", metric, value)
     for entry in report["advice"]:
         logger.info("%s: %s", entry["level"], entry["text"])
-    logger.info("Open %s", args.out / "index.html")
+    logger.info("Open %s", args.output_dir / "index.html")
     return 0

@@ -10,7 +10,7 @@ from typing import Any
 
 from bft_trl.cli.biology import add_embedding_commands
 from bft_trl.cli.data import add_data_commands
-from bft_trl.cli.inspection import add_sample_commands
+from bft_trl.cli.inspection import add_inspection_commands
 from bft_trl.io import lock
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if place is not None:
                     stack.enter_context(lock(place, name=name))
             return args.run(args)
-    except (ValueError, OSError, ModuleNotFoundError) as error:  # the last: an extra that is not installed
+    except (ValueError, OSError, ImportError) as error:  # ImportError: an extra that is not installed
         sys.stderr.write(f"bft-trl: error: {error}\n")
         return 2
     except KeyboardInterrupt:
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bft-trl", description="Balanced Fine-Tuning for TRL")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_data_commands(commands)
-    add_sample_commands(commands)
+    add_inspection_commands(commands)
     _add_score(commands)
     _add_eval(commands)
     _add_compare(commands)

@@ -1,1 +1,1 @@
-"""Samples as the loss sees them: before training (inspection) and after it (hard samples)."""
+"""Inspection of a data set before training, and of the hard samples after it."""

@@ -1,143 +1,193 @@
-"""`bft-trl hard-samples`: which samples of a run stayed hard, from the record that training left."""
+"""`bft-trl hard-samples`: the samples of a run with a high loss, from its sample log and its training set."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 
+from bft_trl.config import BFTConfig
 from bft_trl.inspection.hard_samples_page import hard_samples_page
 from bft_trl.io import check_folder, write_files
+from bft_trl.models import Run, load_tokenizer
 from bft_trl.training.sample_log import FOLDER, read_part
+from bft_trl.training.tokenization import tokenize_dataset
 
-logger = logging.getLogger(__name__)
-
-# How each list is ordered; what it shows, in words, is on the page and in docs/inspect.md.
+# The lists of the page, and what comes first in each.
 LISTS = {
-    "hardest": "highest nll when last seen",
-    "never learned": "hard when last seen (nll above the median), and the smallest share of its first nll lost",
-    "getting worse": "the largest rise of the nll from the first epoch to the last",
-    "learned late": "hard when first seen (nll above the median), and the largest share of its first nll lost",
+    "hardest": "highest last nll",
+    "never learned": "last nll above the median; smallest relative decrease first",
+    "getting worse": "last nll above the first; largest increase first",
+    "learned late": "first nll above the median; largest relative decrease first",
 }
+_REMEDY = "Pass the training set of this run: the same file, split, `eval_samples` and `seed`."
 
 
-def read_record(run: Path) -> pd.DataFrame:
-    """The record of a run, a row per epoch and sample, in the order of training; columns of `sample_log.SCHEMA`.
+def read_sample_log(run: Path) -> pd.DataFrame:
+    """Returns the sample log of a run, one row per epoch and sample in training order, columns of `sample_log.SCHEMA`.
 
-    A sample that was cut into pieces by `packing_strategy="bfd_split"` is one again: means over its tokens.
+    The pieces of a document that `packing_strategy="bfd_split"` cut are one sample, with means over its tokens. Its
+    window is [0, 0), because the log does not say where in the document a piece begins.
 
-    Raises FileNotFoundError and ValueError that name the folder or file.
+    Raises FileNotFoundError or ValueError that names the folder or file.
     """
     files = sorted((run / FOLDER).glob("part-*.parquet"))
     if not files:
-        raise FileNotFoundError(
-            f"{run} has no record of samples in {FOLDER}/: name the output folder of a training run with "
-            "`record_samples=True`."
-        )
-    record = pd.concat([read_part(file).to_pandas() for file in files], ignore_index=True)
-    record = record.sort_values(["epoch", "step", "row"], kind="stable", ignore_index=True)
-    if not record.duplicated(["epoch", "row"]).any():
-        return record
-    tokens = record.groupby(["epoch", "row"])["tokens"].transform("sum")
-    for column in ("nll", "sample_weight"):
-        record[column] = record[column] * record["tokens"] / tokens
-    hardest = record.sort_values("group_confidence").drop_duplicates(["epoch", "row"])
-    sums = record.groupby(["epoch", "row"])[["nll", "sample_weight", "tokens"]].sum()
-    kept = hardest.drop(columns=["nll", "sample_weight", "tokens"]).merge(sums, on=["epoch", "row"])
-    return kept.sort_values(["epoch", "step", "row"], ignore_index=True)[record.columns]
+        raise FileNotFoundError(f"{run} has no sample log in {FOLDER}/. Train with `BFTConfig(log_samples=True)`.")
+    log = pd.concat([read_part(file).to_pandas() for file in files], ignore_index=True)
+    log = log.sort_values(["epoch", "step", "row"], kind="stable", ignore_index=True)
+    pieces = log.duplicated(["epoch", "row"], keep=False)
+    if not pieces.any():
+        return log
+    tokens = log.groupby(["epoch", "row"])["tokens"].transform("sum")
+    log["nll"] *= log["tokens"] / tokens
+    log["sample_weight"] *= log["tokens"] / tokens
+    log.loc[pieces, ["window_first", "window_end"]] = 0
+    sums = dict.fromkeys(("nll", "sample_weight", "tokens"), "sum")
+    rest = {"step": "max", "group_confidence": "min", "window_first": "first", "window_end": "first"}
+    merged = log.groupby(["epoch", "row"], as_index=False).agg(sums | rest)
+    return merged.sort_values(["epoch", "step", "row"], ignore_index=True)[log.columns]
 
 
-def by_sample(record: pd.DataFrame) -> pd.DataFrame:
-    """A row per sample: how hard it was when first and when last seen.
+def by_sample(log: pd.DataFrame) -> pd.DataFrame:
+    """Returns one row per sample of a log.
 
-    Returns columns row, id, source, epochs (how often it was seen), tokens, first_nll, last_nll, change (last minus
-    first, nats a token), learned (share of the first nll that is gone; below 0 where it rose), and of the last time
-    group_confidence, sample_weight and window_text. With one epoch change and learned are NaN.
+    Columns: row, epochs (how often it was seen), first_nll, last_nll, change (last minus first, nats per token),
+    learned (relative decrease of the nll, below 0 for an increase), and the other columns of the log when last seen.
+    With one epoch change and learned are NaN.
     """
-    ordered = record.sort_values(["epoch", "step"], kind="stable")
-    first, last = (ordered.drop_duplicates("row", keep=which).set_index("row") for which in ("first", "last"))
-    table = last[["id", "source", "tokens", "group_confidence", "sample_weight", "window_text"]].copy()
-    table["epochs"] = ordered.groupby("row").size()
+    first, last = (log.drop_duplicates("row", keep=which).set_index("row") for which in ("first", "last"))
+    table = last.drop(columns=["epoch", "step", "nll"])
+    table["epochs"] = log.groupby("row").size()
     table["first_nll"], table["last_nll"] = first["nll"], last["nll"]
-    seen_again = table["epochs"] > 1
-    table["change"] = (table["last_nll"] - table["first_nll"]).where(seen_again)
-    table["learned"] = (-table["change"] / table["first_nll"].where(table["first_nll"] > 0)).where(seen_again)
-    columns = ["id", "source", "epochs", "tokens", "first_nll", "last_nll", "change", "learned"]
-    return table[[*columns, "group_confidence", "sample_weight", "window_text"]].reset_index()
+    again = table["epochs"] > 1
+    table["change"] = (table["last_nll"] - table["first_nll"]).where(again)
+    table["learned"] = (-table["change"] / table["first_nll"].where(table["first_nll"] > 0)).where(again)
+    return table.reset_index()
 
 
-def ranked(samples: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The samples of one of `LISTS`, the first first; those that do not belong to it are left out."""
-    if name == "hardest":
-        return samples.sort_values("last_nll", ascending=False, kind="stable")
+def rank(samples: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Returns the samples of each of `LISTS`, in its order. `samples` are of [`by_sample`]."""
     again = samples[samples["epochs"] > 1]
-    if name == "never learned":
-        hard = again[again["last_nll"] > again["last_nll"].median()]
-        return hard.sort_values("learned", kind="stable")
-    if name == "getting worse":
-        return again[again["change"] > 0].sort_values("change", ascending=False, kind="stable")
-    if name == "learned late":
-        hard = again[(again["first_nll"] > again["first_nll"].median()) & (again["learned"] > 0)]
-        return hard.sort_values("learned", ascending=False, kind="stable")
-    raise ValueError(f"`name={name!r}` is not known: choose one of {list(LISTS)}.")
+    hard_first, hard_last = (again[again[nll] > again[nll].median()] for nll in ("first_nll", "last_nll"))
+    worse, learned = again[again["change"] > 0], hard_first[hard_first["learned"] > 0]
+    return {
+        "hardest": samples.sort_values("last_nll", ascending=False, kind="stable"),
+        "never learned": hard_last.sort_values("learned", kind="stable"),
+        "getting worse": worse.sort_values("change", ascending=False, kind="stable"),
+        "learned late": learned.sort_values("learned", ascending=False, kind="stable"),
+    }
 
 
-def by_source(record: pd.DataFrame) -> pd.DataFrame:
-    """Per source and epoch: samples and the means of nll (over samples), group_confidence and sample_weight."""
-    named = record.assign(source=record["source"].fillna("-"))
-    means = named.groupby(["source", "epoch"], sort=True).agg(
-        samples=("row", "size"),
-        nll=("nll", "mean"),
-        group_confidence=("group_confidence", "mean"),
-        sample_weight=("sample_weight", "mean"),
-    )
-    return means.reset_index()
+def by_source(log: pd.DataFrame) -> pd.DataFrame:
+    """Returns samples and the means of nll (over samples), group_confidence and sample_weight by source and epoch."""
+    means = {name: (name, "mean") for name in ("nll", "group_confidence", "sample_weight")}
+    groups = log.assign(source=log["source"].fillna("-")).groupby(["source", "epoch"])
+    return groups.agg(samples=("row", "size"), **means).reset_index()
 
 
-def hard_samples(run: Path, out: Path, *, top: int = 20, source: str | None = None) -> Mapping[str, Any]:
-    """Writes `index.html` and `samples.csv` into `out`: lists of samples, plots, figures per source.
+def hard_samples(
+    run: Path,
+    dataset: Dataset,
+    output_dir: Path,
+    *,
+    top: int = 20,
+    source: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes `index.html` and `samples.csv` into `output_dir`: lists of samples, plots, and metrics by source.
 
     Args:
-        run: output folder of a training run.
-        out: folder.
+        run: output folder of a training run with `log_samples=True`.
+        dataset: the `train_dataset` of that run. Its columns `id` and `source`, if present, name the samples.
+        output_dir: folder.
         top: length of the lists.
         source: only samples of this source.
+        config: fields of `BFTConfig` that decide what is supervised, if they were not the defaults.
 
-    Returns the lists by name (dicts of the columns of [`by_sample`]), `sources`, and counts.
-    Raises ValueError and FileNotFoundError that name the argument.
+    Returns the lists by name, metrics by source, and counts. Raises ValueError or FileNotFoundError for bad arguments,
+    and if `dataset` is not the training set of the run.
     """
-    check_folder(out, name="out")
+    check_folder(output_dir)
     if top < 1:
         raise ValueError(f"`top={top}` must be 1 or more.")
-    record = read_record(run)
-    if source is not None:
-        known = sorted(record["source"].dropna().unique())
-        if source not in known:
-            raise ValueError(f"`source={source!r}` is not in the record, which has {known[:20]}.")
-        record = record[record["source"] == source]
-    broken = ~np.isfinite(record["nll"])
-    samples = by_sample(record[~broken])
+    log = _with_source(_with_names(read_sample_log(run), dataset, run), source)
+    finite = np.isfinite(log["nll"])
+    samples = by_sample(log[finite])
+    lists = {name: table for name, table in rank(samples).items() if len(table) or samples["epochs"].max() > 1}
+    shown = {name: table.head(top) for name, table in lists.items()}
+    texts = _window_texts(run, dataset, pd.concat([samples.head(0), *shown.values()]), config or {})
     result: dict[str, Any] = {
         "run": run.name,
         "samples": len(samples),
-        "epochs": int(record["epoch"].max()) + 1,
-        "steps": int(record["step"].max()),
-        "not_finite": sorted(record[broken]["id"].unique()),
+        "epochs": int(log["epoch"].max()) + 1,
+        "steps": int(log["step"].max()),
+        "not_finite": sorted(log.loc[~finite, "id"].unique()),
         "lists": {
-            name: {"by": by, "count": len(found), "rows": _records(found.head(top))}
-            for name, by in LISTS.items()
-            if len(found := ranked(samples, name)) or samples["epochs"].max() > 1
+            name: {"by": LISTS[name], "count": len(lists[name]), "rows": _records(table, texts)}
+            for name, table in shown.items()
         },
-        "sources": _records(by_source(record)),
+        "sources": _records(by_source(log)),
     }
-    files = {out / "samples.csv": samples.to_csv(index=False).encode()}
-    write_files(files | {out / "index.html": hard_samples_page(result, samples).encode()})
+    files = {"samples.csv": samples.to_csv(index=False), "index.html": hard_samples_page(result, samples)}
+    write_files({output_dir / name: text.encode() for name, text in files.items()})
     return result
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def _with_names(log: pd.DataFrame, dataset: Dataset, run: Path) -> pd.DataFrame:
+    """Returns the log with the columns id (the row number if the data has none) and source (None if it has none)."""
+    last = int(log["row"].max())
+    if last >= len(dataset):
+        raise ValueError(f"`dataset` has {len(dataset)} rows, but the sample log of {run} has row {last}. {_REMEDY}")
+    columns = {name: list(dataset[name]) for name in ("id", "source") if name in dataset.column_names}
+    ids, sources = columns.get("id", range(len(dataset))), columns.get("source", [None] * len(dataset))
+    texts = [None if source is None else str(source) for source in sources]
+    return log.assign(id=[str(ids[row]) for row in log["row"]], source=[texts[row] for row in log["row"]])
+
+
+def _with_source(log: pd.DataFrame, source: str | None) -> pd.DataFrame:
+    """Returns the samples of one source, or all for None."""
+    known = sorted(log["source"].dropna().unique())
+    if source is not None and source not in known:
+        raise ValueError(f"`source={source!r}` is not in the data set, which has {known[:20]}.")
+    return log if source is None else log[log["source"] == source]
+
+
+def _window_texts(run: Path, dataset: Dataset, samples: pd.DataFrame, config: Mapping[str, Any]) -> dict[int, str]:
+    """Returns the text of the window of lowest confidence by row number."""
+    samples = samples.drop_duplicates("row")
+    if samples.empty:
+        return {}
+    tokenizer = load_tokenizer(Run(str(_tokenizer_folder(run))))
+    args = BFTConfig(str(run), use_cpu=True, bf16=False, report_to="none", **config)
+    texts = {}
+    rows = tokenize_dataset(dataset.select(samples["row"]), tokenizer, args)
+    for sample, row in zip(samples.itertuples(), rows, strict=True):
+        supervised = [label for label in row["labels"][1:] if label != -100]  # position 0 has no prediction
+        if sample.tokens > len(supervised):
+            raise ValueError(
+                f"Row {sample.row} of `dataset` has {len(supervised)} supervised tokens, but the sample log of {run} "
+                f"has {sample.tokens}. {_REMEDY} Set `completion_only_loss` and `assistant_only_loss` as in training."
+            )
+        texts[sample.row] = tokenizer.decode(supervised[sample.window_first : sample.window_end])
+    return texts
+
+
+def _tokenizer_folder(run: Path) -> Path:
+    """Returns the run folder, or its newest checkpoint if only those hold the tokenizer."""
+    checkpoints = sorted(run.glob("checkpoint-*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in (run, *checkpoints):
+        if (folder / "tokenizer_config.json").is_file():
+            return folder
+    raise FileNotFoundError(f"{run} holds no tokenizer. Save the run with `trainer.save_model()`.")
+
+
+def _records(table: pd.DataFrame, texts: Mapping[int, str] | None = None) -> list[dict[str, Any]]:
+    """Returns the rows as dicts, None for NaN, with their window texts if these are given."""
+    if texts is not None:
+        table = table.assign(window_text=table["row"].map(texts))
     return [
         {name: None if pd.isna(value) else value for name, value in row.items()} for row in table.to_dict("records")
     ]
