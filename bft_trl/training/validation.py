@@ -142,7 +142,7 @@ def prepare_dataset(prepare: Callable, dataset: Any, args: BFTConfig, *, packing
         prepared = prepare(dataset, first_args, packing)
     # What a missing text raises inside TRL, or inside a chat template.
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, TemplateError) as error:
-        message = _missing_text(dataset, args, name) if columns else None
+        message = find_missing_text(dataset, args, name) if columns else None
         if message is None:
             raise
         raise ValueError(message) from error
@@ -174,7 +174,7 @@ def has_target(labels: Iterable[int]) -> bool:
     return any(label != -100 for label in list(labels)[1:])
 
 
-def _missing_text(dataset: Dataset, args: BFTConfig, name: str) -> str | None:
+def find_missing_text(dataset: Dataset, args: BFTConfig, name: str) -> str | None:
     """Returns a message that names the first cell without text, or None."""
     columns = sorted({"prompt", "completion", "messages", args.dataset_text_field} & {*dataset.column_names})
     for column in columns:
