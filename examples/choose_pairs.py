@@ -1,6 +1,6 @@
 """Few genes with many labelled pairs: a small, gene-disjoint version of a large interaction table, for a laptop.
 
-    python examples/choose_pairs.py --train ggi_train.parquet --test ggi_valid.parquet --out pairs
+    python examples/choose_pairs.py --train ggi_train.parquet --test ggi_valid.parquet --output_dir pairs
 
 Writes train, valid and test.parquet (gene_a, gene_b, label) with as many pairs of either label and no gene in two of
 them. The genes of a part are what is left when the gene with the fewest pairs (of its rarer label) is taken out again

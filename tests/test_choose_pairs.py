@@ -1,4 +1,4 @@
-"""examples/choose_pairs.py: parts without a gene in common, as many pairs of either label."""
+"""examples/choose_pairs.py: parts without common genes, with equally many pairs of both labels."""
 
 import sys
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_parts_share_no_gene(tmp_path, monkeypatch, everything):
         drawn = first + rng.integers(0, 60, (1700, 2))
         rows = [(f"G{min(a, b)}", f"G{max(a, b)}", int(rng.random() < 0.4)) for a, b in drawn if a != b]
         table(rows).drop_duplicates(["gene_a", "gene_b"]).to_parquet(tmp_path / f"{part}_all.parquet")
-    command = ["choose_pairs.py", "--train", str(tmp_path / "train_all.parquet"), "--out", str(tmp_path)]
+    command = ["choose_pairs.py", "--train", str(tmp_path / "train_all.parquet"), "--output_dir", str(tmp_path)]
     command += ["--test", str(tmp_path / "test_all.parquet"), "--genes", "25", "15", "20", *["--all"] * everything]
     monkeypatch.setattr(sys, "argv", command)
     choose_pairs.main()

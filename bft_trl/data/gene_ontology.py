@@ -155,18 +155,16 @@ def _read_gaf(gaf: Path, evidence: Sequence[str]) -> pd.DataFrame:
     numbered = tqdm(numbered_lines(gaf), desc=gaf.name, unit=" lines", leave=False, delay=1)
     lines = {number: line for number, line in numbered if line.strip() and not line.startswith("!")}
     table = pd.DataFrame([line.split("\t")[:10] for line in lines.values()], dtype=object)
-    table = table.reindex(columns=[2, 3, 4, 6, 8, 9]).set_axis(_GAF_COLUMNS, axis=1)
+    table = table.reindex(columns=[2, 3, 4, 6, 8, 9], fill_value="").set_axis(_GAF_COLUMNS, axis=1)
     wrong = ~table["aspect"].isin(["P", "F", "C"]) | ~table["symbol"].astype(bool) | ~table["term"].astype(bool)
     if wrong.any():
         number = list(lines)[wrong.to_numpy().argmax()]
-        raise ValueError(
-            f"{gaf}, line {number}: {lines[number][:60]!r} is not a GAF line with symbol, term and aspect."
-        )
-    codes = table["evidence"].str.upper()
+        raise ValueError(f"{gaf}, line {number}: {lines[number][:60]!r} has no symbol, term and aspect as in GAF.")
+    codes = table["evidence"].astype(str).str.upper()
     unknown = [code for code in evidence if code.upper() not in EVIDENCE_CODES.union(codes)]
     if unknown:
         raise ValueError(f"`evidence={unknown}`: unknown. {gaf.name} has {', '.join(sorted(codes.unique()))}.")
-    kept = (table["aspect"] == "P") & ~table["qualifier"].str.contains(r"(?:^|\|)NOT(?:$|\|)", case=False)
+    kept = (table["aspect"] == "P") & ~table["qualifier"].astype(str).str.contains(r"(?:^|\|)NOT(?:$|\|)", case=False)
     if evidence:
         kept &= codes.isin([code.upper() for code in evidence])
     return table[kept]

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import pandas as pd
+import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
 from bft_trl.io import write_files
 
 READERS = {
-    ".parquet": pd.read_parquet,
+    # Without the pandas metadata: errors in it have many types.
+    ".parquet": lambda path: pq.read_table(path, partitioning=None).to_pandas(ignore_metadata=True),
     ".csv": lambda path: _read_csv(path, ","),
     ".tsv": lambda path: _read_csv(path, "\t"),
     ".json": lambda path: _read_json(path),
@@ -169,9 +171,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # includes UnicodeDecodeError
-        raise ValueError(f"{path}: is not JSON ({error}).") from error
+        raise ValueError(f"{path}: not JSON ({error}); was the run that wrote it killed?") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: is not a JSON object.")
+        raise ValueError(f"{path}: not a JSON object.")
     return value
 
 
