@@ -16,15 +16,15 @@ def table(rows):
 
 
 def test_densest_by_hand():
-    """A, B and C have pairs of either label among them; D hangs on by one positive and goes first, then E with two."""
+    """A, B and C have pairs of both labels; D has one positive pair and is removed first, then E with two."""
     pairs = table([("A", "B", 1), ("A", "C", 0), ("B", "C", 1), ("A", "D", 1), ("B", "E", 1), ("C", "E", 1)])
     pairs.loc[len(pairs)] = ["A", "B", 0]
     pairs.loc[len(pairs)] = ["B", "C", 0]
     pairs.loc[len(pairs)] = ["A", "C", 1]
-    assert choose_pairs.densest(pairs, 4) == ["A", "B", "C", "E"]
-    assert choose_pairs.densest(pairs, 3) == ["A", "B", "C"]
-    with pytest.raises(ValueError, match="has 5 genes that are free to choose, fewer than 6"):
-        choose_pairs.densest(pairs, 6)
+    assert choose_pairs.densest_genes(pairs, 4) == ["A", "B", "C", "E"]
+    assert choose_pairs.densest_genes(pairs, 3) == ["A", "B", "C"]
+    with pytest.raises(ValueError, match="has 5 genes to choose from, fewer than 6"):
+        choose_pairs.densest_genes(pairs, 6)
 
 
 @pytest.mark.parametrize("everything", [False, True])
