@@ -33,8 +33,7 @@ MEMORY = 12 * 2**30  # that it may ask for: a damaged header may ask for anythin
 class Reader(NamedTuple):
     """Files that are whole, and what reads them.
 
-    `cut` says what may be left of a file that was cut short: "nothing" (an error, or all of it), "rows" (whole rows
-    from the beginning), "text" (the same, with a shorter last text), or "any" where nobody can know.
+    `cut` is "nothing" if a file that was cut short must give an error or the same result, else "any".
     """
 
     files: Callable[[], Mapping[str, bytes]]
@@ -444,7 +443,7 @@ def tables_of(*names: str, make: Callable[[], pd.DataFrame], read: Callable[[Pat
 READERS: dict[str, Reader] = {
     "parquet": table(".parquet", "nothing"),
     "csv": table(".csv", "any"),
-    "jsonl": table(".jsonl", "rows"),
+    "jsonl": table(".jsonl", "any"),
     "csv.gz": table(".csv.gz", "nothing"),
     "gmt.gz": Reader(
         lambda: {"sets.gmt.gz": gzip.compress(gmt(), mtime=0)},
@@ -567,21 +566,7 @@ PLANTED = {
 # --- damage ----------------------------------------------------------------------------------------------------------
 
 STRANGE = [None, True, -1, 1e300, 2**70, "", "x", "\0", [], {}, [None], {"a": None}, [[1]], float("nan")]
-CELLS = [
-    "",
-    " ",
-    "nan",
-    "None",
-    "1e999",
-    "-1",
-    "99999999999999999999",
-    "[]",
-    '"',
-    "\0",
-    "x" * 200_000,
-    "\u202e",
-    "1.5",
-]
+CELLS = ["", " ", "nan", "None", "1e999", "-1", "9" * 20, "[]", '"', "\0", "x" * 200_000, "\u202e", "1.5"]
 KINDS = [
     "flip",
     "flip",
@@ -732,25 +717,6 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) else str(value)
 
 
-def is_beginning(found: Any, of: Any, *, text: bool) -> bool:
-    """Whether a table holds the first rows of another; with `text` its last cell may be cut."""
-    rows, all_rows = found["rows"], of["rows"]
-    if found["columns"] != of["columns"] or len(rows) > len(all_rows):
-        return False
-    if rows == all_rows[: len(rows)]:
-        return True
-    if not text or rows[:-1] != all_rows[: len(rows) - 1]:
-        return False
-    ours, whole_row = rows[-1], all_rows[len(rows) - 1]
-    *others, last = found["columns"]
-    if any(ours[name] != whole_row[name] for name in others):
-        return False
-    if isinstance(whole_row[last], list):  # genes of a GMT file, the last of them cut
-        *before, end = ours[last]
-        return whole_row[last][: len(before)] == before and whole_row[last][len(before)].startswith(end)
-    return str(whole_row[last]).startswith(str(ours[last] or ""))
-
-
 def outcome(reader: str, number: int, folder: Path) -> Iterator[dict[str, Any]]:
     """What is to be done, then what came of it: "same", "changed", "error", or "fault" with the reason."""
     spec, files = spec_of(reader), whole(reader)
@@ -801,8 +767,7 @@ def silently_wrong(spec: Reader, done: str, found: Any, right: Any) -> str | Non
     """Why a result that differs from the right one should have been an error, where that can be known."""
     if done == "nothing":
         return "another result for the same file"
-    of_beginning = spec.cut in ("rows", "text") and is_beginning(found, right, text=spec.cut == "text")
-    if done.startswith("cut ") and spec.cut != "any" and not of_beginning:
+    if done.startswith("cut ") and spec.cut == "nothing":
         return f"a cut file gave another result: {str(found)[-300:]}"
     return None
 

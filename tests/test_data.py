@@ -321,8 +321,8 @@ def test_cli_gmt_needs_names_only(tmp_path, capsys):
     assert rows.iloc[0]["completion"][0]["content"] == f"Process: {rows.iloc[0]['name']}"
     card = (out / "README.md").read_text()
     assert "check the license of its author" in card
-    assert "bft-trl data gene-sets \\\n    --gmt 'my lib.v1.gmt' \\\n    --eval_sets 2 \\\n" in card
-    assert "    --names_only \\\n    --output_dir o \\\n    --exclude held_out.gmt \\\n    --seed 0\n" in card
+    assert "bft-trl data gene-sets \\\n    --gmt 'my lib.v1.gmt' \\\n" in card
+    assert "    --names_only \\\n    --output_dir o \\\n    --eval_sets 2 \\\n    --exclude held_out.gmt \\\n" in card
     assert str(tmp_path) not in card
 
 

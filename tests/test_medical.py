@@ -49,7 +49,7 @@ def test_questions_of_every_source(tmp_path):
         "explanation": None,
     }
     write(tmp_path, "medmcqa_validation", MEDMCQA | {"exp": " Because. "}, MEDMCQA | {"id": "m2", "cop": -1})
-    with pytest.raises(ValueError, match=r"medmcqa_validation.parquet: row 1 .*answer -1 is not one of 0 to 3"):
+    with pytest.raises(ValueError, match=r"medmcqa_validation.parquet: row 1 .*cop -1 is not one of 0 to 3"):
         load_questions("medmcqa", data_dir=tmp_path)
     (row,) = load_questions("medmcqa", data_dir=tmp_path, drop_unanswered=True).to_dict("records")
     assert (row["answer"], row["explanation"]) == ("B", "Because.")
@@ -65,15 +65,15 @@ def test_questions_of_every_source(tmp_path):
 @pytest.mark.parametrize(
     ("source", "row", "words"),
     [
-        ("medqa", MEDQA | {"label": 4}, "row 0 .*answer 4 is not one of 0 to 3"),
-        ("medqa", MEDQA | {"label": None}, "row 0 .*answer None is not one"),
+        ("medqa", MEDQA | {"label": 4}, "row 0 .*label 4 is not one of 0 to 3"),
+        ("medqa", MEDQA | {"label": None}, "row 0 .*label None is not one"),
         ("medqa", MEDQA | {"sent1": None}, "row 0 .*has no question"),
-        ("pubmedqa", PUBMEDQA | {"final_decision": "perhaps"}, "row 0 .*'perhaps' is not yes, no or maybe"),
+        ("pubmedqa", PUBMEDQA | {"final_decision": "perhaps"}, "row 0 .*'perhaps' is not one of yes, no, maybe"),
         ("pubmedqa", PUBMEDQA | {"CONTEXTS": "['a']"}, r"row 0 .*CONTEXTS .* is not a list: use parquet or JSON"),
         ("mmlu_medical", MMLU | {"choices": ["w"]}, "row 0 .*`options` has 1 entries"),
         ("mmlu_medical", MMLU | {"answer": "B"}, "row 0 .*answer 'B' is not one of 0 to 3"),
         ("mmlu_medical", MMLU | {"subject": "law"}, "has none of the subjects anatomy"),
-        ("medmcqa", MEDMCQA | {"cop": float("inf")}, "row 0 .*answer inf is not one of"),
+        ("medmcqa", MEDMCQA | {"cop": float("inf")}, "row 0 .*cop inf is not one of"),
         ("medmcqa", MEDMCQA | {"id": None}, "row 0 .*has no id"),
     ],
 )

@@ -14,8 +14,23 @@ def add_data_commands(commands: Any) -> None:
     data = commands.add_parser("data", help="build training data and check it for leakage").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    gene_sets = data.add_parser("gene-sets", help="training rows from gene sets in one of four kinds of source")
-    source = gene_sets.add_argument_group("source (--org_db and --go_db, --obo and --gaf, --gmt, or --table)")
+    _add_gene_sets(data.add_parser("gene-sets", help="training rows from gene sets in one of four kinds of source"))
+    _add_medical(data.add_parser("medical", help="training rows from medical questions of the Hub or a local folder"))
+    check = data.add_parser(
+        "check",
+        help="find evaluation data in training data",
+        description="Finds equal ids, equal texts, gene sets with a Jaccard index of 0.8 or more, and 13 equal words "
+        "in a row. The exit code is 1 if there are any, unless --output_dir is given.",
+    )
+    against = "evaluation data: files, or names of downloads of the tasks (gene_sets_go, medmcqa, ...)"
+    check.add_argument("--train", type=Path, nargs="+", required=True, metavar="FILE", help="training data")
+    check.add_argument("--against", type=Path, nargs="+", required=True, metavar="FILE", help=against)
+    check.add_argument("--output_dir", type=Path, help="folder for the training data without leaks, and leaks.csv")
+    check.set_defaults(run=_check)
+
+
+def _add_gene_sets(parser: Any) -> None:
+    source = parser.add_argument_group("source (--org_db and --go_db, --obo and --gaf, --gmt, or --table)")
     source.add_argument("--org_db", type=Path, metavar="FILE", help="org.Hs.eg.sqlite of r-bioc-org.hs.eg.db")
     source.add_argument("--go_db", type=Path, metavar="FILE", help="GO.sqlite of r-bioc-go.db")
     source.add_argument("--obo", type=Path, metavar="FILE", help="ontology, such as go-basic.obo")
@@ -23,55 +38,31 @@ def add_data_commands(commands: Any) -> None:
     source.add_argument("--evidence", nargs="+", default=[], metavar="CODE", help="evidence codes (default: all)")
     source.add_argument("--gmt", type=Path, metavar="FILE", help="GMT file, with --names_only")
     source.add_argument("--table", type=Path, metavar="FILE", help="id, name, genes[, definition]")
-    gene_sets.add_argument("--train_sets", type=int, metavar="N", help="training sets (default: all that remain)")
-    gene_sets.add_argument("--eval_sets", type=int, default=150, metavar="N", help="evaluation sets (default: 150)")
-    gene_sets.add_argument("--min_genes", type=int, default=3, metavar="N", help="smallest set (default: 3)")
-    gene_sets.add_argument("--max_genes", type=int, default=100, metavar="N", help="largest set (default: 100)")
-    gene_sets.add_argument("--names_only", action="store_true", help="answers without the analysis")
-    _add_build_options(gene_sets, _gene_sets)
-
-    medical = data.add_parser("medical", help="training rows from medical questions of the Hub or a local folder")
-    medical.add_argument(
-        "--sources",
-        nargs="+",
-        required=True,
-        metavar="NAME",
-        help="medqa, medmcqa, pubmedqa, mmlu_medical, medical_o1; NAME:SPLIT takes another split than for training",
-    )
-    medical.add_argument("--data_dir", type=Path, help="folder with NAME_SPLIT.parquet (default: download)")
-    medical.add_argument("--train_rows", type=int, metavar="N", help="training rows (default: all that remain)")
-    medical.add_argument("--eval_rows", type=int, default=150, metavar="N", help="evaluation rows (default: 150)")
-    medical.add_argument("--no_reasoning", action="store_true", help="answers without the explanations")
-    _add_build_options(medical, _medical)
-
-    check = data.add_parser(
-        "check",
-        help="find evaluation data in training data",
-        description="Finds equal ids, equal texts, gene sets with a Jaccard index of 0.8 or more, and 13 equal words "
-        "in a row. The exit code is 1 if there are any, unless --output_dir is given.",
-    )
-    check.add_argument("--train", type=Path, nargs="+", required=True, metavar="FILE", help="training data")
-    check.add_argument(
-        "--against",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="evaluation data: files, or names of downloads of the tasks (gene_sets_go, medmcqa, ...)",
-    )
-    check.add_argument("--output_dir", type=Path, help="folder for the training data without leaks, and leaks.csv")
-    check.set_defaults(run=_check)
+    parser.add_argument("--min_genes", type=int, default=3, metavar="N", help="smallest set (default: 3)")
+    parser.add_argument("--max_genes", type=int, default=100, metavar="N", help="largest set (default: 100)")
+    parser.add_argument("--names_only", action="store_true", help="answers without the analysis")
+    _add_build_options(parser, "sets")
+    parser.set_defaults(run=_gene_sets)
 
 
-def _add_build_options(parser: Any, run: Any) -> None:
-    parser.add_argument(
-        "--output_dir", type=Path, required=True, help="folder for train.parquet, eval.parquet, README.md"
-    )
+def _add_medical(parser: Any) -> None:
+    sources = "medqa, medmcqa, pubmedqa, mmlu_medical, medical_o1; NAME:SPLIT takes another split than for training"
+    parser.add_argument("--sources", nargs="+", required=True, metavar="NAME", help=sources)
+    parser.add_argument("--data_dir", type=Path, help="folder with NAME_SPLIT.parquet (default: download)")
+    parser.add_argument("--no_reasoning", action="store_true", help="answers without the explanations")
+    _add_build_options(parser, "rows")
+    parser.set_defaults(run=_medical)
+
+
+def _add_build_options(parser: Any, unit: str) -> None:
+    folder = "folder for train.parquet, eval.parquet and README.md"
+    parser.add_argument("--output_dir", type=Path, required=True, help=folder)
+    parser.add_argument(f"--train_{unit}", type=int, metavar="N", help=f"training {unit} (default: all that remain)")
+    parser.add_argument(f"--eval_{unit}", type=int, default=150, metavar="N", help=f"evaluation {unit} (default: 150)")
     parser.add_argument(
         "--exclude", type=Path, nargs="+", default=[], metavar="FILE", help="evaluation data to keep out"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the split (default: 0)")
-    parser.set_defaults(run=run)
 
 
 def _command(name: str, args: argparse.Namespace) -> str:

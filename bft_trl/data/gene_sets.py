@@ -169,7 +169,8 @@ def build(
     parts = split(kept, connected_sets(kept), sizes, rng=np.random.default_rng(seed))
     tables = {name: to_rows(part, source=source.label, analysis=analysis) for name, part in parts.items()}
     write_data(
-        {output_dir / f"{name}.parquet": table for name, table in tables.items()},
+        output_dir,
+        tables,
         title=f"Gene sets ({markdown.text(source.label)})",
         description="Gene sets in TRL's conversational prompt-completion form, with the columns `id`, `source`, "
         "`name` and `genes`. No name and no gene set (Jaccard index 0.8) is in both files.",

@@ -1,6 +1,6 @@
 """Medical questions in one form, for training and evaluation: from a local folder, the Hub or the publisher."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,7 @@ from bft_trl.data.tables import READERS, ids_as_text, read_json_object, read_tab
 from bft_trl.prompts import choice_answer, choice_prompt, conversation, lettered
 
 MMLU_SUBJECTS = (
-    "anatomy",
-    "clinical_knowledge",
-    "college_biology",
-    "college_medicine",
-    "medical_genetics",
+    *("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics"),
     "professional_medicine",
 )
 # PubMedQA's files at a fixed commit of its repository, with their SHA-256.
@@ -25,20 +21,20 @@ PUBMEDQA_FILES: Mapping[str, str] = {
     f"{_PUBMEDQA}/ori_pqal.json": "8b3276be8942ebbd77f3ddcda12c1749bf0e490045a736fd8438ee40cf37a41d",
     f"{_PUBMEDQA}/test_ground_truth.json": "939fe566f09017d13b1ca64d2ddfee0bc2374b366048152997669cccedc44d51",
 }
-_PUBMEDQA_OPTIONS = {"yes": "", "no": "", "maybe": ""}
-COLUMNS = ("id", "question", "context", "labels", "options", "answer", "explanation")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its published columns, and how one of its rows becomes a question.
+    """A data set and its published columns.
 
     Attributes:
         license: license and data set, for the data card.
-        columns: published columns.
+        columns: columns that a file must have.
         question: columns that make up the question.
-        answer: returns labels, options, answer and explanation of a row.
-        context: column with a list of paragraphs on which the question is based.
+        answer: column with the index of the right option, one of `labels`, or free text.
+        options: columns of the options, or one column with lists of them.
+        labels: answers, if there are no options.
+        explanation, context: columns of the explanation and of a list of paragraphs before the question, if any.
         train, test: splits for training and for evaluation.
         hub: id, configuration and commit on the Hub.
     """
@@ -46,7 +42,10 @@ class Source:
     license: str
     columns: tuple[str, ...]
     question: tuple[str, ...]
-    answer: Callable[[Mapping[str, Any]], dict[str, Any]]
+    answer: str
+    options: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    explanation: str = ""
     context: str | None = None
     train: str = "train"
     test: str = "test"
@@ -55,72 +54,86 @@ class Source:
     def texts(self, row: Mapping[str, Any]) -> tuple[str, str]:
         """Returns the question and its context, one paragraph per line, or ""."""
         question = " ".join(_text(row[column]) for column in self.question).strip()
-        return question, "\n".join(_text(part) for part in _list(row, self.context)) if self.context else ""
+        return question, "\n".join(_list(row, self.context)) if self.context else ""
+
+    def convert(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns question, context, labels, options, answer and explanation of a row. Raises ValueError."""
+        question, context = self.texts(row)
+        if not question:
+            raise ValueError("has no question")
+        answer, choices = row[self.answer], dict.fromkeys(self.labels, "")
+        if self.options:
+            listed = len(self.options) == 1
+            choices = lettered(_list(row, self.options[0]) if listed else [_text(row[name]) for name in self.options])
+            if not isinstance(answer, int | float) or answer not in range(len(choices)):
+                raise ValueError(f"{self.answer} {answer!r} is not one of 0 to {len(choices) - 1}")
+            answer = list(choices)[int(answer)]
+        elif self.labels and answer not in self.labels:
+            raise ValueError(f"{self.answer} {answer!r} is not one of {', '.join(self.labels)}")
+        return {
+            "question": question,
+            "context": context,
+            "labels": list(choices),
+            "options": list(choices.values()),
+            "answer": _text(answer),
+            "explanation": _text(row.get(self.explanation)) or None,
+        }
 
 
-def _choice(options: Iterable[Any], answer: Any) -> dict[str, Any]:
-    """Labels and options with the label of `answer`, an index."""
-    choices = lettered([_text(option) for option in options])
-    labels = list(choices)
-    if not (isinstance(answer, int | float) and answer in range(len(labels))):
-        raise ValueError(f"answer {answer!r} is not one of 0 to {len(labels) - 1}")
-    return {"labels": labels, "options": list(choices.values()), "answer": labels[int(answer)]}
-
-
-def _pubmedqa(row: Mapping[str, Any]) -> dict[str, Any]:
-    answer = row["final_decision"]
-    if answer not in _PUBMEDQA_OPTIONS:
-        raise ValueError(f"final_decision {answer!r} is not yes, no or maybe")
-    options = {"labels": list(_PUBMEDQA_OPTIONS), "options": list(_PUBMEDQA_OPTIONS.values())}
-    return options | {"answer": answer, "explanation": row.get("LONG_ANSWER")}
-
-
-def _list(row: Mapping[str, Any], column: str) -> list[Any]:
+def _list(row: Mapping[str, Any], column: str) -> list[str]:
     if isinstance(row[column], str) or not isinstance(row[column], Iterable):
         raise ValueError(f"{column} {str(row[column])[:30]!r} is not a list: use parquet or JSON")
-    return list(row[column])
+    return [_text(value) for value in row[column]]
 
 
 def _text(value: Any) -> str:
     return value.strip() if isinstance(value, str) else "" if value is None or value != value else str(value)
 
 
+_ENDINGS, _OP = tuple(f"ending{i}" for i in range(4)), ("opa", "opb", "opc", "opd")
 SOURCES: Mapping[str, Source] = {
     "medqa": Source(
         "MIT (MedQA)",
-        ("id", "sent1", "sent2", "ending0", "ending1", "ending2", "ending3", "label"),
-        ("sent1", "sent2"),
-        lambda row: _choice([row[f"ending{i}"] for i in range(4)], row["label"]),
+        columns=("id", "sent1", "sent2", *_ENDINGS, "label"),
+        question=("sent1", "sent2"),
+        options=_ENDINGS,
+        answer="label",
         hub=("GBaker/MedQA-USMLE-4-options-hf", None, "17af9355ef89fba60de966eabaeba797c695f86e"),
     ),
     "medmcqa": Source(
         "MIT (MedMCQA)",
-        ("id", "question", "opa", "opb", "opc", "opd", "cop"),
-        ("question",),
-        lambda row: _choice([row[f"op{x}"] for x in "abcd"], row["cop"]) | {"explanation": row.get("exp")},
+        columns=("id", "question", *_OP, "cop"),
+        question=("question",),
+        options=_OP,
+        answer="cop",
+        explanation="exp",
         test="validation",  # the answers of its test split are not public
         hub=("openlifescienceai/medmcqa", None, "91c6572c454088bf71b679ad90aa8dffcd0d5868"),
     ),
     "pubmedqa": Source(
         "MIT (PubMedQA)",
-        ("id", "QUESTION", "CONTEXTS", "final_decision"),
-        ("QUESTION",),
-        _pubmedqa,
+        columns=("id", "QUESTION", "CONTEXTS", "final_decision"),
+        question=("QUESTION",),
+        labels=("yes", "no", "maybe"),
+        answer="final_decision",
+        explanation="LONG_ANSWER",
         context="CONTEXTS",
     ),
     "mmlu_medical": Source(
         "MIT (MMLU)",
-        ("question", "subject", "choices", "answer"),
-        ("question",),
-        lambda row: _choice(_list(row, "choices"), row["answer"]),
+        columns=("question", "subject", "choices", "answer"),
+        question=("question",),
+        options=("choices",),
+        answer="answer",
         train="validation",  # auxiliary_train is not medical
         hub=("cais/mmlu", "all", "c30699e8356da336a370243923dbaf21066bb9fe"),
     ),
     "medical_o1": Source(
         "Apache-2.0 (medical-o1-reasoning-SFT)",
-        ("Question", "Complex_CoT", "Response"),
-        ("Question",),
-        lambda row: {"answer": _text(row["Response"]), "explanation": row["Complex_CoT"]},
+        columns=("Question", "Complex_CoT", "Response"),
+        question=("Question",),
+        answer="Response",
+        explanation="Complex_CoT",
         hub=("FreedomIntelligence/medical-o1-reasoning-SFT", "en", "fc2c9e8a37b38f38da6d449564a8c350b244aef4"),
     ),
 }
@@ -168,19 +181,17 @@ def as_questions(
         table = table[table["cop"] >= 0].reset_index(drop=True)
     numbered = pd.Series(f"{source}-{split}-" + table.index.astype(str))
     ids = ids_as_text(table["id"], where=where) if "id" in table else numbered
-    known = SOURCES[source]
     rows = []
     for i, row in enumerate(table.to_dict("records")):
         try:
-            question = {"id": ids[i], "labels": [], "options": [], "explanation": None} | known.answer(row)
-            question["question"], question["context"] = known.texts(row)
-            for column in ("id", "question"):
-                if not question[column]:
-                    raise ValueError(f"has no {column}")
-        except (ValueError, TypeError) as error:
+            rows.append({"id": ids[i]} | SOURCES[source].convert(row))
+        except (ValueError, TypeError) as error:  # TypeError: a list where a text is expected
             raise ValueError(f"{where}: row {i} (counted from 0): {error}.") from error
-        rows.append(question | {"explanation": _text(question["explanation"]) or None})
-    questions = pd.DataFrame(rows, columns=list(COLUMNS))
+    if not rows:
+        raise ValueError(f"{where}: has no answered questions.")
+    questions = pd.DataFrame(rows)
+    if questions["id"].isna().any():
+        raise ValueError(f"{where}: row {questions['id'].isna().argmax()} (counted from 0): has no id.")
     repeated = questions["id"][questions["id"].duplicated()].tolist()
     if repeated:
         raise ValueError(f"{where}: repeated id {', '.join(repeated[:5])}.")

@@ -62,7 +62,8 @@ def build(
     tables = split(kept, list(groups.values()), sizes, rng=np.random.default_rng(seed))
     counts = pd.concat(tables.values())["source"].value_counts()
     write_data(
-        {output_dir / f"{name}.parquet": table for name, table in tables.items()},
+        output_dir,
+        tables,
         title="Medical questions",
         description="Questions and answers in TRL's conversational prompt-completion form, with the columns `id`, "
         "`source` and `question`. No question is in both files.",
