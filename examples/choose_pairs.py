@@ -3,8 +3,8 @@
     python examples/choose_pairs.py --train ggi_train.parquet --test ggi_valid.parquet --output_dir pairs
 
 Writes train, valid and test.parquet (gene_a, gene_b, label) with equally many pairs of both labels; no gene is in two
-files. The genes of a part are left when the gene with the fewest pairs (of its rarer label) is removed repeatedly. With
---all all pairs are kept, and a tenth of the training genes, chosen at random, becomes the validation part.
+files. The genes of a part are left when the gene with the fewest pairs (of its rarer label) is removed repeatedly.
+With --all, all pairs are kept, and a tenth of the training genes, chosen at random, becomes the validation part.
 """
 
 import argparse

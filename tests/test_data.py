@@ -11,9 +11,9 @@ import pytest
 from bft_trl import load_gene_sets
 from bft_trl.cli.main import main
 from bft_trl.data.gene_ontology import read_bioconductor
-from bft_trl.data.gene_sets import bioconductor_source, build, table_source
+from bft_trl.data.gene_sets import bioconductor_source, build
 from bft_trl.data.leakage import connected_sets, find_leaks, normalize_text, overlapping_sets, split, without_leaks
-from bft_trl.data.tables import read_gene_sets, read_gmt, read_table, split_genes, write_parquet
+from bft_trl.data.tables import read_gene_sets, read_gmt, split_genes
 from bft_trl.prompts import GENES_IN_ANALYSIS, gene_set_answer, gene_set_prompt, parse_process
 
 
@@ -186,25 +186,17 @@ def test_bad_tables_name_the_file_and_the_problem(name, content, words, tmp_path
         ("c.json", '[{"Term_ID": "T:1", "Label": "x", "gene_list": ["A", "B"]}]', ("T:1", "x", ["A", "B"])),
         # the exact name takes precedence over its aliases
         ("d.jsonl", '{"id": 7, "GO": "GO:7", "name": "x", "Name": "y", "genes": "A"}', ("7", "x", ["A"])),
-        ("n.csv", "id,name,genes\n1,2,3\n", ("1", "2", ["3"])),
+        ("n.csv.gz", "id,name,genes\n1,2,3\n", ("1", "2", ["3"])),
     ],
 )
 def test_published_headers(name, content, expected, tmp_path):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
     assert tuple(read_gene_sets(tmp_path / name)[["id", "name", "genes"]].iloc[0]) == expected
-
-
-def test_definition_is_kept_and_gzip_is_read(tmp_path):
-    file = tmp_path / "t.csv.gz"
-    file.write_bytes(gzip.compress(b"id,name,genes,Definition,n\n1,x,A B,What x is.,2\n"))
-    table = read_gene_sets(file)
-    assert table.columns.tolist() == ["id", "name", "genes", "definition", "n"]
-    assert table["definition"].tolist() == ["What x is."]
 
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_gmt(zipped, tmp_path):
-    """A term may end in its GO id, as Enrichr writes it, or be in MSigDB's capitals; weights and repeats are dropped."""
+    """Terms may end in a GO id (Enrichr) or be in capitals (MSigDB); weights and repeats are dropped."""
     text = "DNA repair (GO:0006281)\t\tMLH1,1.0\tMSH2,1.0\nGOBP_DNA_REPLICATION\thttp://a/b\tPCNA\tMCM2\tPCNA\t\r\n\n"
     file = tmp_path / f"library.gmt{'.gz' * zipped}"
     file.write_bytes(gzip.compress(text.encode()) if zipped else text.encode())
@@ -232,15 +224,6 @@ def test_bad_gmt_names_file_and_line(content, words, tmp_path):
     (tmp_path / "g.gmt").write_bytes(content)
     with pytest.raises(ValueError, match=words):
         read_gmt(tmp_path / "g.gmt")
-
-
-def test_write_parquet_is_atomic(tmp_path):
-    file = tmp_path / "t.parquet"
-    write_parquet(file, pd.DataFrame({"a": [1]}))
-    with pytest.raises(Exception, match="convert|Conversion|Expected"):
-        write_parquet(file, pd.DataFrame({"a": [1, "x", [2]]}))
-    assert read_table(file)["a"].tolist() == [1]
-    assert list(tmp_path.iterdir()) == [file]
 
 
 # --- build -----------------------------------------------------------------------------------------------------------
@@ -352,14 +335,6 @@ def test_cli_table_with_definitions(tmp_path):
 def test_cli_takes_one_source(options, words, tmp_path, capsys):
     assert main(["data", "gene-sets", *options, "--output_dir", str(tmp_path / "o")]) == 2
     assert words in capsys.readouterr().err
-
-
-def test_sizes_of_published_sets(tmp_path):
-    file = tmp_path / "g.gmt"
-    file.write_text("A\td\tG1\nB\td\tG1\tG2\nC\td\tG1\tG2\tG3\n")
-    assert table_source(file, min_genes=2, max_genes=2).sets["id"].tolist() == ["B"]
-    with pytest.raises(ValueError, match="`min_genes=3` and `max_genes=2`"):
-        table_source(file, max_genes=2)
 
 
 # --- shipped gene sets -----------------------------------------------------------------------------------------------

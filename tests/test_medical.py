@@ -72,9 +72,9 @@ def test_questions_of_every_source(tmp_path):
         ("pubmedqa", PUBMEDQA | {"CONTEXTS": "['a']"}, r"row 0 .*CONTEXTS .* is not a list: use parquet or JSON"),
         ("mmlu_medical", MMLU | {"choices": ["w"]}, "row 0 .*`options` has 1 entries"),
         ("mmlu_medical", MMLU | {"answer": "B"}, "row 0 .*answer 'B' is not one of 0 to 3"),
-        ("mmlu_medical", MMLU | {"subject": "law"}, "has none of the subjects anatomy"),
+        ("mmlu_medical", MMLU | {"subject": "law"}, "has no answered questions, or none of the subjects anatomy"),
         ("medmcqa", MEDMCQA | {"cop": float("inf")}, "row 0 .*cop inf is not one of"),
-        ("medmcqa", MEDMCQA | {"id": None}, "row 0 .*has no id"),
+        ("medmcqa", MEDMCQA | {"id": None}, "row 0 .*missing or repeated id None"),
     ],
 )
 def test_a_bad_row_is_named(source, row, words):
@@ -93,7 +93,7 @@ def test_bad_files_name_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match="`source='x'` is not known"):
         load_questions("x", data_dir=tmp_path)
     write(tmp_path, "medqa_test", MEDQA, MEDQA)
-    with pytest.raises(ValueError, match="medqa_test.parquet: repeated id train-1"):
+    with pytest.raises(ValueError, match="medqa_test.parquet: row 1 .*repeated id train-1"):
         load_questions("medqa", data_dir=tmp_path)
 
 
@@ -160,8 +160,8 @@ def test_training_data_end_to_end(folder, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        (["--sources", "nothing"], "`sources=['nothing']` is not known"),
-        (["--sources", "medmcqa", "medmcqa"], "at least one data set, and each once"),
+        (["--sources", "nothing"], "`sources=['nothing']`: choose from medqa"),
+        (["--sources", "medmcqa", "medmcqa"], "medical_o1, each once"),
         (["--sources", "medmcqa:test"], "has no medmcqa_test.parquet"),
         (["--sources", "medmcqa", "--eval_rows", "50"], "eval: 50 rows requested"),
         (["--sources", "medmcqa", "--exclude", "no.csv"], "no.csv: no such file"),

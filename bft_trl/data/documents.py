@@ -1,7 +1,7 @@
 """Questions and gene sets of any supported table in one form, and `bft-trl data check`, which compares them."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pandas as pd
 from bft_trl.data.evaluation_sets import PUBLISHED, load_evaluation_sets
 from bft_trl.data.leakage import REASONS, find_leaks
 from bft_trl.data.medical import SOURCES, load_questions
-from bft_trl.data.tables import ALIASES, ids_as_text, read_gene_sets, read_table, write_together
+from bft_trl.data.tables import ALIASES, ids_as_text, map_rows, read_gene_sets, read_table, write_together
 from bft_trl.io import check_folder
 
 logger = logging.getLogger(__name__)
@@ -38,23 +38,20 @@ def read_documents(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     ids = ids_as_text(table["id"], where=path) if "id" in table else None
     documents = pd.DataFrame({"id": ids}, index=table.index, dtype=object)
     if medical:
-        questions = pd.DataFrame(
-            _map_rows(path, table, medical.texts), columns=["question", "context"], index=table.index
-        )
+        texts = map_rows(medical.texts, table, where=path)
+        questions = pd.DataFrame(texts, columns=["question", "context"], index=table.index)
         return table, documents.assign(text=questions["question"], body=_with_context(questions))
     if {"genes", "name"} <= set(table.columns):
-        return table, documents.assign(
-            text=table["name"].astype(str), body=table["name"].astype(str), genes=table["genes"]
-        )
+        names = table["name"].astype(str)
+        return table, documents.assign(text=names, body=names, genes=table["genes"])
     column = next((name for name in _COLUMNS if name in table.columns), None)
     if column is None:
         raise ValueError(
             f"{path}: has neither gene sets nor questions; its columns are {list(table.columns)}. Expected id, name "
             "and genes, the published columns of the medical data sets, or TRL's prompt, messages or text."
         )
-    documents[["text", "body"]] = _map_rows(
-        path, table, lambda row: (row.get("question"), last_user_turn(row[column]))
-    )
+    documents["body"] = map_rows(lambda row: last_user_turn(row[column]), table, where=path)
+    documents["text"] = table["question"] if "question" in table else documents["body"]
     documents["text"] = documents["text"].where(documents["text"].notna(), documents["body"])
     return table, documents
 
@@ -125,25 +122,15 @@ def _log_counts(path: Path, name: str, leaks: pd.DataFrame, n_train: int, n_test
 
 
 def _evaluation_documents(path: Path) -> pd.DataFrame:
-    name = path.name.removeprefix("gene_sets_")
-    if not path.exists() and path.name in SOURCES:
+    if path.exists():
+        return read_documents(path)[1]
+    if path.name in SOURCES:
         questions = load_questions(path.name, drop_unanswered=True)
         return questions[["id"]].assign(text=questions["question"], body=_with_context(questions))
-    if not path.exists() and name != path.name and name in PUBLISHED:
-        return load_evaluation_sets(name)
-    return read_documents(path)[1]
+    if path.name in {f"gene_sets_{name}" for name in PUBLISHED}:
+        return load_evaluation_sets(path.name.removeprefix("gene_sets_"))
+    return read_documents(path)[1]  # raises FileNotFoundError
 
 
 def _with_context(questions: pd.DataFrame) -> pd.Series:
     return (questions["context"] + " " + questions["question"]).str.strip()
-
-
-def _map_rows(path: Path, table: pd.DataFrame, function: Callable[[Mapping[str, Any]], Any]) -> list[Any]:
-    """Applies `function` to each row; its ValueErrors are prefixed with the file and the row."""
-    results = []
-    for i, row in enumerate(table.to_dict("records")):
-        try:
-            results.append(function(row))
-        except ValueError as error:
-            raise ValueError(f"{path}: row {i} (counted from 0): {error}.") from error
-    return results

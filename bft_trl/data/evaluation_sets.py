@@ -50,7 +50,7 @@ def load_background(path: str | Path | None = None, *, data_dir: str | Path | No
         path = Path(data_dir) / "go_background_terms.parquet" if data_dir is not None else fetch(BACKGROUND)
         if not path.is_file():
             raise FileNotFoundError(
-                f'{path}: no such file. Set `background` to another file, or to "none" to leave out percentiles.'
+                f'{path}: no such file. Set `background` to another file, or to "none" to leave percentiles out.'
             )
     path = Path(path)
     if path.suffix in READERS:

@@ -24,8 +24,10 @@ NAMESPACE = "biological_process"
 # Relations that pass annotations on to the ancestor. A gene that regulates a process need not take part in it.
 PROPAGATED = ("is_a", "part_of")
 # https://geneontology.org/docs/guide-go-evidence-codes/
-EVIDENCE_CODES = frozenset(
-    "EXP IDA IPI IMP IGI IEP HTP HDA HMP HGI HEP IBA IBD IKR IRD ISS ISO ISA ISM IGC RCA TAS NAS IC ND IEA".split()
+EVIDENCE_CODES = (
+    {"EXP", "IDA", "IPI", "IMP", "IGI", "IEP", "HTP", "HDA", "HMP", "HGI", "HEP"}  # experiment
+    | {"IBA", "IBD", "IKR", "IRD", "ISS", "ISO", "ISA", "ISM", "IGC", "RCA"}  # phylogeny and computation
+    | {"TAS", "NAS", "IC", "ND", "IEA"}  # statement and electronic annotation
 )
 _GAF_COLUMNS = ["symbol", "qualifier", "term", "evidence", "aspect", "name"]
 _QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"')

@@ -107,11 +107,8 @@ def table_source(path: Path, *, min_genes: int = 3, max_genes: int = 100) -> Sou
     """Returns the gene sets of a GMT file, or of a table with or without a column definition ([`read_gene_sets`])."""
     check_sizes(min_genes, max_genes)
     sets = read_gene_sets(path)
-    definitions = sets.get("definition", pd.Series(index=sets.index, dtype=object)).astype(object)
-    sets = sets[["id", "name"]].assign(
-        definition=definitions.where(definitions.astype(str).str.strip() != "", None),
-        genes=sets["genes"].map(lambda symbols: list(dict.fromkeys(symbols))),
-    )
+    genes = sets["genes"].map(lambda symbols: list(dict.fromkeys(symbols)))
+    sets = sets[["id", "name"]].assign(definition=sets.get("definition"), genes=genes)
     sets = sets[sets["genes"].str.len().between(min_genes, max_genes)].reset_index(drop=True)
     attribution = f"{markdown.text(path.name)}: check the license of its author before you redistribute it."
     return Source(sets, Path(path.name.removesuffix(".gz")).stem, [attribution], [path])

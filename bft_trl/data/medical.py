@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from bft_trl.data.download import fetch, hub_table
-from bft_trl.data.tables import READERS, ids_as_text, read_json_object, read_table
+from bft_trl.data.tables import READERS, ids_as_text, map_rows, read_json_object, read_table
 from bft_trl.prompts import choice_answer, choice_prompt, conversation, lettered
 
 MMLU_SUBJECTS = (
@@ -175,26 +175,17 @@ def as_questions(
     """Converts a table in the published columns to questions: see [`load_questions`]. `where` prefixes errors."""
     if source == "mmlu_medical":
         table = table[table["subject"].isin(MMLU_SUBJECTS)].reset_index(drop=True)
-        if table.empty:
-            raise ValueError(f"{where}: has none of the subjects {', '.join(MMLU_SUBJECTS)}.")
     if source == "medmcqa" and drop_unanswered:
         table = table[table["cop"] >= 0].reset_index(drop=True)
+    if table.empty:
+        raise ValueError(f"{where}: has no answered questions, or none of the subjects {', '.join(MMLU_SUBJECTS)}.")
+    questions = pd.DataFrame(map_rows(SOURCES[source].convert, table, where=where))
     numbered = pd.Series(f"{source}-{split}-" + table.index.astype(str))
     ids = ids_as_text(table["id"], where=where) if "id" in table else numbered
-    rows = []
-    for i, row in enumerate(table.to_dict("records")):
-        try:
-            rows.append({"id": ids[i]} | SOURCES[source].convert(row))
-        except (ValueError, TypeError) as error:  # TypeError: a list where a text is expected
-            raise ValueError(f"{where}: row {i} (counted from 0): {error}.") from error
-    if not rows:
-        raise ValueError(f"{where}: has no answered questions.")
-    questions = pd.DataFrame(rows)
-    if questions["id"].isna().any():
-        raise ValueError(f"{where}: row {questions['id'].isna().argmax()} (counted from 0): has no id.")
-    repeated = questions["id"][questions["id"].duplicated()].tolist()
-    if repeated:
-        raise ValueError(f"{where}: repeated id {', '.join(repeated[:5])}.")
+    wrong = ids[ids.isna() | ids.duplicated()]
+    if len(wrong):
+        raise ValueError(f"{where}: row {wrong.index[0]} (counted from 0): missing or repeated id {wrong.iloc[0]}.")
+    questions.insert(0, "id", ids)
     return questions
 
 

@@ -43,17 +43,11 @@ def build(
     Returns the two tables, by name. Raises ValueError or OSError before anything is written.
     """
     check_folder(output_dir)
-    if len(set(sources)) < len(sources) or not sources:
-        raise ValueError(f"`sources={list(sources)}`: name at least one data set, and each once.")
-    unknown = [name for name in sources if name.partition(":")[0] not in SOURCES]
-    if unknown:
-        raise ValueError(f"`sources={unknown}` is not known: choose from {', '.join(SOURCES)}.")
-    names = [(source, part or SOURCES[source].train) for source, _, part in (name.partition(":") for name in sources)]
+    splits = _parse(sources)
     tests = [read_documents(path)[1] for path in exclude]
-    rows = pd.DataFrame([row for source, part in names for row in _rows(source, part, data_dir, reasoning)])
+    rows = pd.DataFrame([row for source in splits for row in _rows(source, splits[source], data_dir, reasoning)])
     prompts = rows["prompt"].map(lambda turns: turns[0]["content"])
-    documents = pd.DataFrame({"id": rows["id"], "text": rows["question"], "body": prompts})
-    kept = without_leaks(rows, documents, tests)
+    kept = without_leaks(rows, rows[["id"]].assign(text=rows["question"], body=prompts), tests)
     logger.info("%d of %d questions remain without the evaluation data", len(kept), len(rows))
     groups: dict[str, list[int]] = {}
     for i, question in enumerate(kept["question"]):
@@ -61,6 +55,7 @@ def build(
     sizes = {"eval": eval_rows, "train": train_rows}
     tables = split(kept, list(groups.values()), sizes, rng=np.random.default_rng(seed))
     counts = pd.concat(tables.values())["source"].value_counts()
+    read = [local_file(data_dir, f"{source}_{part}") for source, part in splits.items()] if data_dir else []
     write_data(
         output_dir,
         tables,
@@ -69,10 +64,19 @@ def build(
         "`source` and `question`. No question is in both files.",
         excluded=[(path.name, len(test)) for path, test in zip(exclude, tests, strict=True)],
         attribution=[f"{name}: {count} rows, {SOURCES[name].license}" for name, count in counts.items()],
-        inputs=[*(local_file(data_dir, f"{source}_{part}") for source, part in names if data_dir), *exclude],
+        inputs=[*read, *exclude],
         command=command,
     )
     return tables
+
+
+def _parse(sources: Sequence[str]) -> dict[str, str]:
+    """Returns the split of each data set, the training split if none is given."""
+    names = [name.partition(":") for name in sources]
+    splits = {source: part or SOURCES[source].train for source, _, part in names if source in SOURCES}
+    if not sources or len(splits) < len(sources):
+        raise ValueError(f"`sources={list(sources)}`: choose from {', '.join(SOURCES)}, each once.")
+    return splits
 
 
 def _rows(source: str, part: str, data_dir: Path | None, reasoning: bool) -> list[dict[str, object]]:

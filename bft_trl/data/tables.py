@@ -5,7 +5,7 @@ import json
 import re
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -166,6 +166,17 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"{path}: is empty.")
 
 
+def map_rows(function: Callable[[dict[str, Any]], Any], table: pd.DataFrame, *, where: object) -> list[Any]:
+    """Applies `function` to each row. Its ValueErrors are prefixed with `where` and the row."""
+    results = []
+    for i, row in enumerate(table.to_dict("records")):
+        try:
+            results.append(function(row))
+        except ValueError as error:
+            raise ValueError(f"{where}: row {i} (counted from 0): {error}.") from error
+    return results
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Reads a JSON file that contains an object. Raises ValueError for anything else."""
     try:
@@ -218,7 +229,7 @@ def _read_csv(path: Path, separator: str) -> pd.DataFrame:
                 index_col=False,
                 keep_default_na=False,
                 na_values=[""],
-                dtype=dict.fromkeys(("id", "name", "model", "predicted_name"), str),
+                dtype=dict.fromkeys(("id", "name", "definition", "model", "predicted_name"), str),
             )
         except pd.errors.ParserWarning as warning:
             raise ValueError("the rows have more columns than the header.") from warning
