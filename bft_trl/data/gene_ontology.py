@@ -1,5 +1,6 @@
 """GO biological processes from an OBO ontology and GAF annotations, or from Bioconductor's SQLite files."""
 
+import csv
 import io
 import logging
 import re
@@ -29,7 +30,8 @@ EVIDENCE_CODES = (
     | {"IBA", "IBD", "IKR", "IRD", "ISS", "ISO", "ISA", "ISM", "IGC", "RCA"}  # phylogeny and computation
     | {"TAS", "NAS", "IC", "ND", "IEA"}  # statement and electronic annotation
 )
-_GAF_COLUMNS = ["symbol", "qualifier", "term", "evidence", "aspect", "name"]
+# The first 10 of the 17 columns of GAF 2, of which the named ones are used.
+_GAF_HEADER = ["_0", "_1", "symbol", "qualifier", "term", "_5", "evidence", "_7", "aspect", "name"]
 _QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"')
 _ESCAPED = {"n": "\n", "t": "\t", "W": " "}
 # go_bp_all contains each annotation at the term and at all its ancestors.
@@ -151,20 +153,21 @@ def _read_obo(obo: Path) -> "networkx.MultiDiGraph":
 
 
 def _read_gaf(gaf: Path, evidence: Sequence[str]) -> pd.DataFrame:
-    """Returns the columns `_GAF_COLUMNS` of the annotations to processes that have one of the evidence codes."""
+    """Returns the annotations to processes that have one of the evidence codes, with the columns `_GAF_HEADER`."""
     numbered = tqdm(numbered_lines(gaf), desc=gaf.name, unit=" lines", leave=False, delay=1)
     lines = {number: line for number, line in numbered if line.strip() and not line.startswith("!")}
-    table = pd.DataFrame([line.split("\t")[:10] for line in lines.values()], dtype=object)
-    table = table.reindex(columns=[2, 3, 4, 6, 8, 9], fill_value="").set_axis(_GAF_COLUMNS, axis=1)
-    wrong = ~table["aspect"].isin(["P", "F", "C"]) | ~table["symbol"].astype(bool) | ~table["term"].astype(bool)
+    text = io.StringIO("\n".join(["\t".join(_GAF_HEADER), *lines.values()]))
+    options = {"usecols": _GAF_HEADER, "index_col": False, "dtype": str, "na_filter": False}
+    table = pd.read_csv(text, sep="\t", quoting=csv.QUOTE_NONE, **options)
+    wrong = ~table["aspect"].isin(["P", "F", "C"]) | (table["symbol"] == "") | (table["term"] == "")
     if wrong.any():
         number = list(lines)[wrong.to_numpy().argmax()]
         raise ValueError(f"{gaf}, line {number}: {lines[number][:60]!r} has no symbol, term and aspect as in GAF.")
-    codes = table["evidence"].astype(str).str.upper()
+    codes = table["evidence"].str.upper()
     unknown = [code for code in evidence if code.upper() not in EVIDENCE_CODES.union(codes)]
     if unknown:
         raise ValueError(f"`evidence={unknown}`: unknown. {gaf.name} has {', '.join(sorted(codes.unique()))}.")
-    kept = (table["aspect"] == "P") & ~table["qualifier"].astype(str).str.contains(r"(?:^|\|)NOT(?:$|\|)", case=False)
+    kept = (table["aspect"] == "P") & ~table["qualifier"].str.contains(r"(?:^|\|)NOT(?:$|\|)", case=False)
     if evidence:
         kept &= codes.isin([code.upper() for code in evidence])
     return table[kept]
@@ -177,6 +180,10 @@ def _propagate(
 
     Sets that have more than `max_genes` genes do not grow further, to save memory.
     """
+    parents = {
+        term: {to for _, to, relation in graph.out_edges(term, keys=True) if relation in PROPAGATED and to in terms}
+        for term in terms
+    }
     primary = {alt: term for term, attributes in terms.items() for alt in attributes.get("alt_id", ())}
     written = annotations["term"]
     known = written.where(written.isin(list(terms)), written.map(primary))
@@ -188,8 +195,7 @@ def _propagate(
     for term, symbols in annotations["symbol"].groupby(known):
         ancestors, queue = {term}, [term]
         while queue:
-            edges = graph.out_edges(queue.pop(), keys=True)
-            new = {to for _, to, relation in edges if relation in PROPAGATED and to in terms} - ancestors
+            new = parents[queue.pop()] - ancestors
             ancestors |= new
             queue += new
         for ancestor in ancestors:
