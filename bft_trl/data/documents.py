@@ -20,7 +20,7 @@ _COLUMNS = ("prompt", "messages", "question", "text")
 
 
 def read_documents(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Reads a table of training or evaluation data and what each row asks.
+    """Reads a table of training or evaluation data and the question of each row.
 
     Supported are gene sets, the published columns of the medical data sets and TRL's formats (prompt-completion and
     messages, conversational or not, and text). The question of a TRL row is its column `question`, else the last user

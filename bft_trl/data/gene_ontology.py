@@ -87,7 +87,7 @@ def read_obo_gaf(
         evidence: evidence codes to use, such as ["EXP", "IDA"], in any case; empty for all.
         min_genes, max_genes: smallest and largest set, after propagation.
 
-    Returns the columns of [`read_bioconductor`]; definition and gene_names have None where the files have nothing.
+    Returns the columns of [`read_bioconductor`]; definition and gene_names are None where missing.
     Raises FileNotFoundError or ValueError.
     """
     check_sizes(min_genes, max_genes)

@@ -148,7 +148,7 @@ def split(
 
 
 def _equal_rows(reason: str, train: pd.Series, test: pd.Series) -> pd.DataFrame:
-    """Returns the pairs of rows with the same value; missing values equal nothing."""
+    """Returns the pairs of rows with the same value; missing values match no value."""
     tables = [
         pd.DataFrame({"key": column.to_numpy(), row: range(len(column))}).dropna()
         for column, row in ((train, "train_row"), (test, "test_row"))
