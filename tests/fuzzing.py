@@ -19,6 +19,7 @@ import sqlite3
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,41 +147,20 @@ def gmt() -> bytes:
 
 
 def databases() -> dict[str, bytes]:
-    def made(statements: list[tuple[str, list[tuple[Any, ...]]]]) -> bytes:
-        path = Path(sys.argv[1]) / "made.sqlite"
-        path.unlink(missing_ok=True)
-        connection = sqlite3.connect(path)
-        for statement, rows in statements:
-            connection.executemany(statement, rows) if rows else connection.execute(statement)
-        connection.commit()
-        connection.close()
-        return path.read_bytes()
-
     terms = [f"GO:{number:07d}" for number in range(1, 40)]
-    genes = [(number, f"gene {number}", f"G{number}") for number in range(200)]
-    org = made(
-        [
-            ("CREATE TABLE gene_info (_id INTEGER, gene_name TEXT, symbol TEXT)", []),
-            ("CREATE TABLE go_bp_all (_id INTEGER, go_id TEXT, evidence TEXT)", []),
-            ("INSERT INTO gene_info VALUES (?, ?, ?)", genes),
-            (
-                "INSERT INTO go_bp_all VALUES (?, ?, 'IDA')",
-                [(5 * n + k, term) for n, term in enumerate(terms) for k in range(5)],
-            ),
-        ]
-    )
-    go = made(
-        [
-            ("CREATE TABLE go_term (go_id TEXT, term TEXT, ontology TEXT, definition TEXT)", []),
-            ("CREATE TABLE metadata (name TEXT, value TEXT)", []),
-            ("INSERT INTO metadata VALUES (?, ?)", [("GOSOURCEDATE", "2022-07-01")]),
-            (
-                "INSERT INTO go_term VALUES (?, ?, 'BP', ?)",
-                [(t, f"process {t}", f"What {t} is, at length." * 5) for t in terms],
-            ),
-        ]
-    )
-    return {"org.sqlite": org, "GO.sqlite": go}
+    genes = pd.DataFrame({"_id": range(200)}).assign(gene_name="a gene", symbol=[f"G{n}" for n in range(200)])
+    annotations = pd.DataFrame([(5 * n + k, term) for n, term in enumerate(terms) for k in range(5)])
+    names = pd.DataFrame({"go_id": terms, "term": terms, "ontology": "BP", "definition": "What it is, at length." * 5})
+    metadata = pd.DataFrame({"name": ["GOSOURCEDATE"], "value": ["2022-07-01"]})
+    tables = {
+        "org.sqlite": {"gene_info": genes, "go_bp_all": annotations.set_axis(["_id", "go_id"], axis=1)},
+        "GO.sqlite": {"go_term": names, "metadata": metadata},
+    }
+    for file, parts in tables.items():
+        with closing(sqlite3.connect(Path(sys.argv[1]) / file)) as connection:
+            for name, part in parts.items():
+                part.to_sql(name, connection, index=False, if_exists="replace")
+    return {file: (Path(sys.argv[1]) / file).read_bytes() for file in tables}
 
 
 def lm_eval_output() -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pandas as pd
@@ -28,26 +29,24 @@ def databases(tmp_path):
     GO:1 has genes A to D (D twice, by two pieces of evidence), GO:2 has A to C, GO:3 two genes, GO:4 is no process,
     and GO:5 to GO:9 have three genes of their own each.
     """
-    org, go = tmp_path / "org.sqlite", tmp_path / "go.sqlite"
-    members = {"GO:1": "DABC", "GO:2": "ABC", "GO:3": "AB", "GO:4": "ABC"}
+    members = {"GO:1": "DABCD", "GO:2": "ABC", "GO:3": "AB", "GO:4": "ABC"}
     members |= {f"GO:{n}": [f"G{n}{letter}" for letter in "xyz"] for n in range(5, 10)}
     genes = sorted({gene for names in members.values() for gene in names})
-    with sqlite3.connect(org) as connection:
-        connection.execute("CREATE TABLE gene_info (_id INTEGER, gene_name TEXT, symbol TEXT)")
-        connection.execute("CREATE TABLE go_bp_all (_id INTEGER, go_id TEXT, evidence TEXT)")
-        rows = [(i, f"gene {g}", g) for i, g in enumerate(genes)]
-        connection.executemany("INSERT INTO gene_info VALUES (?, ?, ?)", rows)
-        rows = [(genes.index(gene), term, "IEA") for term, names in members.items() for gene in names]
-        connection.executemany("INSERT INTO go_bp_all VALUES (?, ?, ?)", [*rows, (genes.index("D"), "GO:1", "TAS")])
-    with sqlite3.connect(go) as connection:
-        connection.execute("CREATE TABLE go_term (go_id TEXT, term TEXT, ontology TEXT, definition TEXT)")
-        connection.execute("CREATE TABLE metadata (name TEXT, value TEXT)")
-        connection.execute("INSERT INTO metadata VALUES ('GOSOURCEDATE', '2022-07-01')")
-        rows = [
-            (term, f"process {term[3:]}", "MF" if term == "GO:4" else "BP", f"Defined {term}.") for term in members
-        ]
-        connection.executemany("INSERT INTO go_term VALUES (?, ?, ?, ?)", rows)
-    return org, go
+    pairs = [(genes.index(gene), term, f"code {i}") for term, names in members.items() for i, gene in enumerate(names)]
+    terms = [(term, f"process {term[3:]}", "MF" if term == "GO:4" else "BP", f"Defined {term}.") for term in members]
+    tables = {
+        "gene_info": pd.DataFrame(
+            {"symbol": genes, "gene_name": [f"gene {g}" for g in genes], "_id": range(len(genes))}
+        ),
+        "go_bp_all": pd.DataFrame(pairs, columns=["_id", "go_id", "evidence"]),
+        "go_term": pd.DataFrame(terms, columns=["go_id", "term", "ontology", "definition"]),
+        "metadata": pd.DataFrame({"name": ["GOSOURCEDATE"], "value": ["2022-07-01"]}),
+    }
+    for file, names in {"org": ["gene_info", "go_bp_all"], "go": ["go_term", "metadata"]}.items():
+        with closing(sqlite3.connect(tmp_path / f"{file}.sqlite")) as connection:
+            for name in names:
+                tables[name].to_sql(name, connection, index=False)
+    return tmp_path / "org.sqlite", tmp_path / "go.sqlite"
 
 
 # --- leakage ---------------------------------------------------------------------------------------------------------
@@ -144,11 +143,11 @@ def test_genes_from_lists_and_text():
         ("a.csv", b"id,name,genes\n1,x,A,z\n2,y,B,z\n", "cannot be read as csv: the rows have more columns"),
         ("a.csv", "id,name,genes\n1,caf\u00e9,A\n".encode("latin-1"), "cannot be read as csv: 'utf-8' codec"),
         ("t.csv.gz", gzip.compress(b"id,name,genes\n1,x,A\n")[:-12], "cannot be read as csv: Compressed file ended"),
-        ("a.csv", b"ID,Name,Size\n1,x,3\n", r"no column \['genes'\].*'genes' may also be gene_list, symbols"),
+        ("a.csv", b"ID,Name,Size\n1,x,3\n", "has none of the columns genes, gene_list, symbols"),
         ("a.csv", b"GO,ID,name,genes\n1,2,x,A\n", r"the columns \['GO', 'ID'\] could all be 'id'; rename"),
-        ("a.csv", b"id,name,genes\n1,x,A B\n2,y,\n", 'empty gene list in "2"'),
-        ("a.csv", b"id,name,genes\n1,x,A\n2,,B\n", 'no name in row "1"'),
-        ("a.tsv", b"id\tname\tgenes\n1\tx\tA\n1\ty\tB\n", 'repeated id "1"'),
+        ("a.csv", b"id,name,genes\n1,x,A B\n2,y,\n", "empty gene list in 2"),
+        ("a.csv", b"id,name,genes\n1,x,A\n2,,B\n", r"no name in rows \[1\]"),
+        ("a.tsv", b"id\tname\tgenes\n1\tx\tA\n1\ty\tB\n", "repeated id 1"),
     ],
 )
 def test_bad_tables_name_the_file_and_the_problem(name, content, words, tmp_path):

@@ -5,7 +5,7 @@ import json
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -72,13 +72,13 @@ def read_gene_sets(path: Path) -> pd.DataFrame:
         return read_gmt(path)
     table = _rename_aliases(path, read_table(path))
     for column in ("id", "name"):
-        rows = table.index[table[column].isna()].astype(str)
-        if len(rows):
-            raise ValueError(f"{path}: no {column} in row {_first(rows)} (counted from 0).")
+        rows = table.index[table[column].isna()].tolist()
+        if rows:
+            raise ValueError(f"{path}: no {column} in rows {rows[:5]} (counted from 0).")
     ids, genes = ids_as_text(table["id"], where=path), table["genes"].map(split_genes)
     for problem, wrong in (("empty gene list in", genes.str.len() == 0), ("repeated id", ids.duplicated())):
         if wrong.any():
-            raise ValueError(f"{path}: {problem} {_first(ids[wrong])}.")
+            raise ValueError(f"{path}: {problem} {', '.join(ids[wrong].head())}.")
     return table.assign(id=ids, name=table["name"].astype(str), genes=genes)
 
 
@@ -245,24 +245,14 @@ def _read_json(path: Path) -> pd.DataFrame:
 
 def _rename_aliases(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     """Renames the columns in `ALIASES` to id, name, genes and definition."""
-    renamed, missing = {}, []
+    renamed: dict[str, str] = {}
     for role, aliases in ALIASES.items():
-        if role in table.columns:
-            continue
-        candidates = [column for column in table.columns if str(column).strip().lower() in aliases]
+        candidates = [name for name in table.columns if str(name).strip().lower() in aliases]
+        candidates = [role] if role in table.columns else candidates
         if len(candidates) > 1:
             raise ValueError(f"{path}: the columns {candidates} could all be {role!r}; rename one to {role!r}.")
-        if candidates:
-            renamed[candidates[0]] = role
-        elif role != "definition":
-            missing.append(role)
-    if missing:
-        known = "; ".join(f"{role!r} may also be {', '.join(ALIASES[role][1:])}" for role in missing)
-        raise ValueError(f"{path}: has no column {missing}; its columns are {list(table.columns)}. {known}.")
+        if not candidates and role != "definition":
+            known = ", ".join(aliases)
+            raise ValueError(f"{path}: has none of the columns {known}; its columns are {list(table.columns)}.")
+        renamed |= dict.fromkeys(candidates, role)
     return table.rename(columns=renamed)
-
-
-def _first(names: Iterable[str]) -> str:
-    """Lists the first five names."""
-    listed: Sequence[str] = list(names)
-    return json.dumps(listed[:5])[1:-1] + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
