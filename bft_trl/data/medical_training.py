@@ -49,11 +49,8 @@ def build(
     prompts = rows["prompt"].map(lambda turns: turns[0]["content"])
     kept = without_leaks(rows, rows[["id"]].assign(text=rows["question"], body=prompts), tests)
     logger.info("%d of %d questions remain without the evaluation data", len(kept), len(rows))
-    groups: dict[str, list[int]] = {}
-    for i, question in enumerate(kept["question"]):
-        groups.setdefault(normalize_text(question), []).append(i)
     sizes = {"eval": eval_rows, "train": train_rows}
-    tables = split(kept, list(groups.values()), sizes, rng=np.random.default_rng(seed))
+    tables = split(kept, _equal_questions(kept), sizes, rng=np.random.default_rng(seed))
     counts = pd.concat(tables.values())["source"].value_counts()
     read = [local_file(data_dir, f"{source}_{part}") for source, part in splits.items()] if data_dir else []
     write_data(
@@ -77,6 +74,14 @@ def _parse(sources: Sequence[str]) -> dict[str, str]:
     if not sources or len(splits) < len(sources):
         raise ValueError(f"`sources={list(sources)}`: choose from {', '.join(SOURCES)}, each once.")
     return splits
+
+
+def _equal_questions(rows: pd.DataFrame) -> list[list[int]]:
+    """Returns the row numbers of each question."""
+    groups: dict[str, list[int]] = {}
+    for i, question in enumerate(rows["question"]):
+        groups.setdefault(normalize_text(question), []).append(i)
+    return list(groups.values())
 
 
 def _rows(source: str, part: str, data_dir: Path | None, reasoning: bool) -> list[dict[str, object]]:
