@@ -1,20 +1,20 @@
-"""Prompt and answer text, and the parsing of answers: the one place that training data and evaluation share."""
+"""Prompts, answers and the parsing of answers, shared by training data and evaluation."""
 
 import re
 from collections.abc import Mapping, Sequence
 
 LETTERS = "ABCDEFGHIJ"
 
-# Genes whose full names the analysis mentions: enough to ground it, short enough for a laptop.
+# Number of genes whose full names the analysis mentions.
 GENES_IN_ANALYSIS = 3
 
 _PROCESS_LINE = re.compile(r"^[ \t*#]*process[ \t*]*:[ \t*]*(.*)$", re.IGNORECASE | re.MULTILINE)
 
 
 def gene_set_prompt(genes: Sequence[str], *, analysis: bool = True) -> str:
-    """The user turn that asks for the biological process of a gene set, after GeneAgent's protocol.
+    """Returns the user turn that asks for the biological process of a gene set, after GeneAgent's protocol.
 
-    With `analysis=False` the model is asked for the name alone.
+    With `analysis=False` it asks for the name alone. Raises ValueError if `genes` is empty.
     """
     if not genes:
         raise ValueError("`genes` is empty: a gene set needs at least one gene.")
@@ -26,12 +26,12 @@ def gene_set_prompt(genes: Sequence[str], *, analysis: bool = True) -> str:
 
 
 def gene_set_answer(name: str, *, definition: str | None = None, gene_names: Mapping[str, str] | None = None) -> str:
-    """The assistant turn: `Process: <name>`, then the term's definition and the full names of some of the genes.
+    """Returns the assistant turn: `Process: <name>`, then the definition and the full names of the first genes.
 
     Args:
-        name: the process.
-        definition: the term's definition; None gives the first line alone.
-        gene_names: symbol to full name, in the order in which to mention them.
+        name: name of the process.
+        definition: definition of the process; None gives the first line alone.
+        gene_names: full name by symbol, in the order in which they are mentioned.
     """
     first_line = f"Process: {name}"
     if definition is None:
@@ -45,14 +45,13 @@ def gene_set_answer(name: str, *, definition: str | None = None, gene_names: Map
 
 
 def parse_process(answer: str) -> str | None:
-    """The name on the first `Process:` line of an answer, or None where there is no such line or nothing on it.
+    """Returns the name on the first `Process:` line of an answer, or None if there is no such line or no name on it.
 
-    Tolerates Markdown emphasis, another case and a repeated "Process:", as chat models write them. The prompt's own
-    `<name>` is no name.
+    Markdown emphasis, case and a repeated "Process:" are ignored. The placeholder `<name>` of the prompt is no name.
     """
     match = _PROCESS_LINE.search(answer)
     line, name = None, match[1] if match else ""
-    while name != line:  # until nothing is left to take off: '"Process: **DNA repair**"'
+    while name != line:  # nested, as in '"Process: **DNA repair**"'
         line = name
         repeated = _PROCESS_LINE.match(line)
         # Not single quotes: GO has names such as 'de novo' NAD biosynthetic process.
@@ -61,12 +60,12 @@ def parse_process(answer: str) -> str | None:
 
 
 def has_process_line(answer: str) -> bool:
-    """Whether an answer has a `Process:` line, with a name on it or without."""
+    """Returns whether an answer has a `Process:` line, with or without a name."""
     return bool(_PROCESS_LINE.search(answer))
 
 
 def gene_profile_prompt(gene: str) -> str:
-    """The user turn that asks for a profile of a human gene."""
+    """Returns the user turn that asks for a profile of a human gene. Raises ValueError if `gene` is empty."""
     if not gene.strip():
         raise ValueError("`gene` is empty.")
     return (
@@ -77,21 +76,23 @@ def gene_profile_prompt(gene: str) -> str:
 
 
 def lettered(options: Sequence[str]) -> dict[str, str]:
-    """Options under the labels A, B, C, ..., as [`choice_prompt`] takes them."""
+    """Returns 2 to 10 options by their label A, B, C, ... Raises ValueError for another number of options."""
     if not 2 <= len(options) <= len(LETTERS):
         raise ValueError(f"`options` has {len(options)} entries: a question needs 2 to {len(LETTERS)}.")
     return dict(zip(LETTERS, options, strict=False))
 
 
 def choice_prompt(question: str, choices: Mapping[str, str], *, context: str = "", reasoning: bool = False) -> str:
-    """The user turn of a multiple-choice question.
+    """Returns the user turn of a multiple-choice question.
 
     Args:
-        question: the question.
-        choices: label to option, such as [`lettered`] makes them. Where no option has a text ({"yes": "", "no": ""})
-            they are not listed: their labels say all.
-        context: what the question is about, such as an abstract; goes first.
+        question: question.
+        choices: option by label, see [`lettered`]. If all options are empty, as in {"yes": "", "no": ""}, the labels
+            are the answers and no options are listed.
+        context: text before the question, such as an abstract.
         reasoning: ask for the reasoning before the answer.
+
+    Raises ValueError if `question` is empty.
     """
     if not question.strip():
         raise ValueError("`question` is empty.")
@@ -105,19 +106,19 @@ def choice_prompt(question: str, choices: Mapping[str, str], *, context: str = "
 
 
 def choice_answer(label: str, *, reasoning: str = "") -> str:
-    """The assistant turn: the reasoning, where there is any, and `Answer: <label>` on the last line."""
+    """Returns the assistant turn: the reasoning, if any, and `Answer: <label>` on the last line."""
     return f"{reasoning.strip()}\n\nAnswer: {label}".lstrip()
 
 
 def parse_choice(answer: str, labels: Sequence[str]) -> str | None:
-    """The label that an answer ends with, or None where it cannot be read or names two.
+    """Returns the label that an answer gives, or None if it gives none or two.
 
-    Read in this order: the last "Answer: X" (in Markdown and brackets too), the last "answer is X", an answer that is
-    nothing but the label. "Answer: A or B" names two. "Answer: A patient ..." names none: the A is an article.
+    The first match counts: the last "Answer: X" (also in Markdown and brackets), the last "answer is X", an answer
+    that is only a label. "Answer: A or B" gives two labels. "Answer: A patient ..." gives none: A is an article there.
     """
     any_label = "|".join(re.escape(label) for label in labels)
     opening, closing = r"[\s*_(\[\"'<`{]*", r"[*_)\]\"'>`}]*"
-    # A label, not the first letter of a word or an article: something other than a word follows, or it is no "A".
+    # A label, not the first letter of a word and not the article "A": no word follows it.
     label = rf"({any_label})(?![\w'\u2019-])(?=[^\S\n]*(?:$|[^\w\s])|(?<!a)[^\S\n])"
     flags = re.IGNORECASE | re.MULTILINE
     for lead in (r"\banswer[\s*_]*:", r"\banswer\s+is:?"):
@@ -126,9 +127,9 @@ def parse_choice(answer: str, labels: Sequence[str]) -> str | None:
             continue
         *_, line = answer[: found[-1].start()].rsplit("\n", 1)
         on_the_line = {match[1].lower() for match in found if match.start() >= found[-1].start() - len(line)}
-        # A second label stands near the first; all of a long line would take quadratic time.
+        # A second label is near the first; searching all of a long line takes quadratic time.
         rest = answer[found[-1].end() :][:200].split("\n", 1)[0]
-        # "or C", "and (C)"; ", C" and "C" alone up to the end or to the next one, since "B, C. difficile" names B.
+        # "or C", "and (C)"; ", C" and "C" only at the end or before another label: "B, C. difficile" gives B.
         more = rf"(?:{any_label})(?![\w'\u2019-])[\s*_)\].\"'`]*(?:$|[,/&+;|]|\bor\b|\band\b)"
         seconds = (
             rf"{closing}[\s,(]*(?:\bor\b|\band\b){opening}{label}",
@@ -148,7 +149,7 @@ def _as_given(found: str, labels: Sequence[str]) -> str:
 
 
 def conversation(prompt: str, completion: str) -> dict[str, list[dict[str, str]]]:
-    """A row in TRL's conversational prompt-completion form."""
+    """Returns a row in TRL's conversational prompt-completion form: prompt and completion, one message each."""
     return {
         "prompt": [{"role": "user", "content": prompt}],
         "completion": [{"role": "assistant", "content": completion}],

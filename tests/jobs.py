@@ -161,18 +161,18 @@ class Job(NamedTuple):
 JOBS = {
     "train": Job(train, older=False, store=r"run/(checkpoint-|README|samples/)"),
     "gene-sets of GMT": Job(
-        "data gene-sets --gmt {world}/sets.gmt --names-only --eval-sets 5 --seed {seed} --out {root}/out"
+        "data gene-sets --gmt {world}/sets.gmt --names_only --eval_sets 5 --seed {seed} --output_dir {root}/out"
     ),
     "gene-sets of OBO": Job(
-        "data gene-sets --obo {world}/go.obo --gaf {world}/human.gaf --names-only --eval-sets 1 --min-genes 2 "
-        "--seed {seed} --out {root}/out"
+        "data gene-sets --obo {world}/go.obo --gaf {world}/human.gaf --names_only --eval_sets 1 --min_genes 2 "
+        "--seed {seed} --output_dir {root}/out"
     ),
     "medical": Job(
-        "data medical --sources medmcqa --data-dir {world}/data --eval-rows 8 --seed {seed} --out {root}/out"
+        "data medical --sources medmcqa --data_dir {world}/data --eval_rows 8 --seed {seed} --output_dir {root}/out"
     ),
     "check": Job(
         "data check --train {world}/data/medmcqa_train.parquet --against {world}/held_out{seed}.parquet "
-        "--drop {root}/out"
+        "--output_dir {root}/out"
     ),
     "eval": Job(
         "eval --model {world}/base --tasks bft_medqa,bft_gene_sets_go --data-dir {world}/data --out {root}/out "

@@ -1,4 +1,4 @@
-"""examples/choose_pairs.py: parts without a gene in common, as many pairs of either label."""
+"""examples/choose_pairs.py: parts without common genes, with equally many pairs of both labels."""
 
 import sys
 from pathlib import Path
@@ -16,15 +16,15 @@ def table(rows):
 
 
 def test_densest_by_hand():
-    """A, B and C have pairs of either label among them; D hangs on by one positive and goes first, then E with two."""
+    """A, B and C have pairs of both labels; D has one positive pair and is removed first, then E with two."""
     pairs = table([("A", "B", 1), ("A", "C", 0), ("B", "C", 1), ("A", "D", 1), ("B", "E", 1), ("C", "E", 1)])
     pairs.loc[len(pairs)] = ["A", "B", 0]
     pairs.loc[len(pairs)] = ["B", "C", 0]
     pairs.loc[len(pairs)] = ["A", "C", 1]
-    assert choose_pairs.densest(pairs, 4) == ["A", "B", "C", "E"]
-    assert choose_pairs.densest(pairs, 3) == ["A", "B", "C"]
-    with pytest.raises(ValueError, match="has 5 genes that are free to choose, fewer than 6"):
-        choose_pairs.densest(pairs, 6)
+    assert choose_pairs.densest_genes(pairs, 4) == ["A", "B", "C", "E"]
+    assert choose_pairs.densest_genes(pairs, 3) == ["A", "B", "C"]
+    with pytest.raises(ValueError, match="has 5 genes to choose from, fewer than 6"):
+        choose_pairs.densest_genes(pairs, 6)
 
 
 @pytest.mark.parametrize("everything", [False, True])
@@ -34,7 +34,7 @@ def test_parts_share_no_gene(tmp_path, monkeypatch, everything):
         drawn = first + rng.integers(0, 60, (1700, 2))
         rows = [(f"G{min(a, b)}", f"G{max(a, b)}", int(rng.random() < 0.4)) for a, b in drawn if a != b]
         table(rows).drop_duplicates(["gene_a", "gene_b"]).to_parquet(tmp_path / f"{part}_all.parquet")
-    command = ["choose_pairs.py", "--train", str(tmp_path / "train_all.parquet"), "--out", str(tmp_path)]
+    command = ["choose_pairs.py", "--train", str(tmp_path / "train_all.parquet"), "--output_dir", str(tmp_path)]
     command += ["--test", str(tmp_path / "test_all.parquet"), "--genes", "25", "15", "20", *["--all"] * everything]
     monkeypatch.setattr(sys, "argv", command)
     choose_pairs.main()

@@ -1,6 +1,5 @@
 """Damaged files: a reader gives a result or an error that names the file, in time, and never a wrong row unnoticed."""
 
-import csv
 import json
 import random
 import subprocess
@@ -16,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from bft_trl.biology.cells import _READ_ALL as READ_ALL
 from bft_trl.biology.cells import read_anndata
-from bft_trl.data.tables import ids_as_text, read_table, write_parquet
+from bft_trl.data.tables import ids_as_text
 
 # Half a second and more for one reading: a process of its own, or a model that is loaded.
 SLOW = {"cells sparse", "cells dense"}
@@ -92,50 +91,6 @@ def test_many_damaged_files(tmp_path, reader, capsys):
 
 
 # --- what was found by it, one by one --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("id,name,genes\n1,a,A\n2,b\n", r"t\.csv: cannot be read as csv: line 3 has 2 columns, the header 3"),
-        # pandas would take the first column for an index
-        ("id,name,genes\n1,a,A,x\n2,b,B,x\n", r"t\.csv: cannot be read as csv: line 2 has 4 columns, the header 3"),
-        # pandas would read "A" where "A\0B" stands
-        ("id,name,genes\n1,a,A\0B\n", r"t\.csv: cannot be read as csv: line 2 holds a NUL byte"),
-    ],
-)
-def test_rows_that_pandas_would_mend_are_refused(tmp_path, content, message):
-    path = tmp_path / "t.csv"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=message):
-        read_table(path, ["id"])
-
-
-def test_long_texts_and_empty_cells_are_read(tmp_path):
-    """The csv module has a limit of 131,072 characters, which is not changed for others."""
-    path = tmp_path / "t.csv"
-    path.write_text(f'id,name\n1,"{"x" * 200_000}"\n\n2,\n')
-    limit = csv.field_size_limit()
-    assert read_table(path, ["id"])["name"].isna().tolist() == [False, True]
-    assert csv.field_size_limit() == limit
-
-
-def test_a_changed_byte_of_our_parquet_files_is_noticed(tmp_path):
-    """Each byte before the footer; those of a page's header that mean nothing may change."""
-    path = tmp_path / "t.parquet"
-    table = pd.DataFrame({"id": [f"GO:{n}" for n in range(50)]})
-    write_parquet(path, table)
-    content = path.read_bytes()
-    places = range(4, len(content) - int.from_bytes(content[-8:-4], "little") - 8)
-    noticed = 0
-    for place in places:
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        try:
-            assert read_table(path, ["id"]).equals(table)
-        except ValueError as error:
-            assert str(error).startswith(f"{path}: cannot be read as parquet")  # noqa: PT017
-            noticed += 1
-    assert noticed > 0.8 * len(places)
 
 
 def test_ids_that_are_lists_are_refused():

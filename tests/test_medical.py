@@ -1,16 +1,19 @@
-"""Medical questions from every published form, as training rows, and the data that an evaluation downloads."""
+"""Medical questions from every published form, as training rows, leakage of them, and downloads of evaluation data."""
 
 import json
 import re
+from functools import partial
 from hashlib import sha256
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pandas as pd
 import pytest
 
 from bft_trl.cli.main import main
-from bft_trl.data import download, evaluation_sets, medical
-from bft_trl.data.documents import asked, read_documents
-from bft_trl.data.download import content_hash, fetch, hub_table
+from bft_trl.data import evaluation_sets, medical
+from bft_trl.data.documents import last_user_turn, read_documents
+from bft_trl.data.download import fetch, hub_table
 from bft_trl.data.evaluation_sets import load_background, load_evaluation_sets
 from bft_trl.data.leakage import find_leaks, shared_phrases
 from bft_trl.data.medical import as_questions, load_questions, question_row
@@ -31,10 +34,10 @@ def write(folder, name, *rows):
     return folder
 
 
-# --- one form --------------------------------------------------------------------------------------------------------
+# --- questions -------------------------------------------------------------------------------------------------------
 
 
-def test_medqa(tmp_path):
+def test_questions_of_every_source(tmp_path):
     (row,) = load_questions("medqa", data_dir=write(tmp_path, "medqa_test", MEDQA)).to_dict("records")
     assert row == {
         "id": "train-1",
@@ -45,51 +48,37 @@ def test_medqa(tmp_path):
         "answer": "C",
         "explanation": None,
     }
-
-
-def test_medmcqa_is_evaluated_on_its_validation_split(tmp_path):
-    folder = write(tmp_path, "medmcqa_validation", MEDMCQA | {"exp": " Because. "}, MEDMCQA | {"id": "m2", "cop": -1})
-    with pytest.raises(ValueError, match=r"medmcqa_validation.parquet: row 1 .*answer -1 is not one of 0 to 3"):
-        load_questions("medmcqa", data_dir=folder)
-    (row,) = load_questions("medmcqa", data_dir=folder, drop_unanswered=True).to_dict("records")
+    write(tmp_path, "medmcqa_validation", MEDMCQA | {"exp": " Because. "}, MEDMCQA | {"id": "m2", "cop": -1})
+    with pytest.raises(ValueError, match=r"medmcqa_validation.parquet: row 1 .*cop -1 is not one of 0 to 3"):
+        load_questions("medmcqa", data_dir=tmp_path)
+    (row,) = load_questions("medmcqa", data_dir=tmp_path, drop_unanswered=True).to_dict("records")
     assert (row["answer"], row["explanation"]) == ("B", "Because.")
-
-
-def test_pubmedqa(tmp_path):
-    folder = write(tmp_path, "pubmedqa_test", PUBMEDQA | {"LONG_ANSWER": "It may."})
-    (row,) = load_questions("pubmedqa", data_dir=folder).to_dict("records")
+    write(tmp_path, "pubmedqa_test", PUBMEDQA | {"LONG_ANSWER": "It may."})
+    (row,) = load_questions("pubmedqa", data_dir=tmp_path).to_dict("records")
     assert (row["context"], row["answer"], row["explanation"]) == ("We asked.\nIt did.", "maybe", "It may.")
     assert (row["labels"], row["options"]) == (["yes", "no", "maybe"], ["", "", ""])
-
-
-def test_mmlu_keeps_its_medical_subjects(tmp_path):
-    folder = write(tmp_path, "mmlu_medical_test", MMLU, MMLU | {"subject": "philosophy"})
-    (row,) = load_questions("mmlu_medical", data_dir=folder).to_dict("records")
+    write(tmp_path, "mmlu_medical_test", MMLU, MMLU | {"subject": "philosophy"})
+    (row,) = load_questions("mmlu_medical", data_dir=tmp_path).to_dict("records")
     assert (row["answer"], row["id"]) == ("D", "mmlu_medical-test-0")
-    write(tmp_path, "mmlu_medical_test", MMLU | {"subject": "philosophy"})
-    with pytest.raises(ValueError, match="has none of the subjects anatomy"):
-        load_questions("mmlu_medical", data_dir=folder)
 
 
 @pytest.mark.parametrize(
     ("source", "row", "words"),
     [
-        ("medqa", MEDQA | {"label": 4}, "answer 4 is not one of 0 to 3"),
-        ("medqa", MEDQA | {"label": None}, "answer None is not one"),
-        ("medqa", MEDQA | {"sent1": None}, "has no question"),
-        ("pubmedqa", PUBMEDQA | {"final_decision": "perhaps"}, "'perhaps' is not yes, no or maybe"),
-        ("pubmedqa", PUBMEDQA | {"CONTEXTS": None}, "row 0"),
-        ("mmlu_medical", MMLU | {"choices": ["w"]}, "`options` has 1 entries"),
-        ("mmlu_medical", MMLU | {"answer": "B"}, "answer 'B' is not one of 0 to 3"),
-        ("medical_o1", O1 | {"Question": " "}, "has no question"),
-        ("pubmedqa", PUBMEDQA | {"CONTEXTS": "['a']"}, r"CONTEXTS .* is no list: use parquet or JSON"),
-        ("mmlu_medical", MMLU | {"choices": "wxyz"}, "choices 'wxyz' is no list"),
-        ("medmcqa", MEDMCQA | {"cop": float("inf")}, "answer inf is not one of"),
-        ("medmcqa", MEDMCQA | {"id": None}, "has no id"),
+        ("medqa", MEDQA | {"label": 4}, "row 0 .*label 4 is not one of 0 to 3"),
+        ("medqa", MEDQA | {"label": None}, "row 0 .*label None is not one"),
+        ("medqa", MEDQA | {"sent1": None}, "row 0 .*has no question"),
+        ("pubmedqa", PUBMEDQA | {"final_decision": "perhaps"}, "row 0 .*'perhaps' is not one of yes, no, maybe"),
+        ("pubmedqa", PUBMEDQA | {"CONTEXTS": "['a']"}, r"row 0 .*CONTEXTS .* is not a list: use parquet or JSON"),
+        ("mmlu_medical", MMLU | {"choices": ["w"]}, "row 0 .*`options` has 1 entries"),
+        ("mmlu_medical", MMLU | {"answer": "B"}, "row 0 .*answer 'B' is not one of 0 to 3"),
+        ("mmlu_medical", MMLU | {"subject": "law"}, "has no answered questions, or none of the subjects anatomy"),
+        ("medmcqa", MEDMCQA | {"cop": float("inf")}, "row 0 .*cop inf is not one of"),
+        ("medmcqa", MEDMCQA | {"id": None}, "row 0 .*missing or repeated id None"),
     ],
 )
 def test_a_bad_row_is_named(source, row, words):
-    with pytest.raises(ValueError, match=f"FILE: row 0 .*{words}|FILE: {words}"):
+    with pytest.raises(ValueError, match=f"FILE: {words}"):
         as_questions(pd.DataFrame([row]), source, where="FILE")
 
 
@@ -101,19 +90,15 @@ def test_bad_files_name_what_is_missing(tmp_path):
     write(tmp_path, "medqa_test", {"id": 1})
     with pytest.raises(ValueError, match=r"medqa_test.parquet: has no column \['sent1'"):
         load_questions("medqa", data_dir=tmp_path)
-    whole = (tmp_path / "medqa_test.parquet").read_bytes()
-    (tmp_path / "medqa_test.parquet").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="medqa_test.parquet: cannot be read as parquet"):
-        load_questions("medqa", data_dir=tmp_path)
     with pytest.raises(ValueError, match="`source='x'` is not known"):
         load_questions("x", data_dir=tmp_path)
     write(tmp_path, "medqa_test", MEDQA, MEDQA)
-    with pytest.raises(ValueError, match="medqa_test.parquet: repeated id train-1"):
+    with pytest.raises(ValueError, match="medqa_test.parquet: row 1 .*repeated id train-1"):
         load_questions("medqa", data_dir=tmp_path)
 
 
 def test_an_option_called_none_is_an_option(tmp_path):
-    """pandas reads "None" as nothing unless it is told not to; an option without text keeps its letter."""
+    """pandas reads "None" as missing by default; an option without text keeps its letter."""
     (tmp_path / "medmcqa_validation.csv").write_text("id,question,opa,opb,opc,opd,cop\n0012,Which?,Lung,N/A,None,,2\n")
     (row,) = load_questions("medmcqa", data_dir=tmp_path).to_dict("records")
     assert (row["id"], row["options"], row["answer"]) == ("0012", ["Lung", "N/A", "None", ""], "C")
@@ -129,10 +114,10 @@ def test_rows_have_the_prompts_of_the_evaluation():
     row = question_row(question, source="medmcqa")
     assert row["prompt"][0]["content"].endswith('Think step by step, then write "Answer: <letter>" on the last line.')
     assert row["completion"][0]["content"] == "It is b.\n\nAnswer: B"
+    assert parse_choice(row["completion"][0]["content"], "ABCD") == "B"
     short = question_row(question, source="medmcqa", reasoning=False)
     assert short["completion"][0]["content"] == "Answer: B"
     assert short["prompt"][0]["content"].endswith('Write "Answer: <letter>" and nothing else.')
-    assert parse_choice(row["completion"][0]["content"], "ABCD") == "B"
     (free,) = as_questions(pd.DataFrame([O1]), "medical_o1", where="x").to_dict("records")
     row = question_row(free, source="medical_o1")
     assert row["prompt"] == [{"role": "user", "content": "Why fever?"}]
@@ -149,14 +134,11 @@ def folder(tmp_path):
     return write(tmp_path / "data", "pubmedqa_train", *rows)
 
 
-def test_training_data_end_to_end(folder, tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_training_data_end_to_end(folder, tmp_path):
     held_out = tmp_path / "held_out.csv"
-    pd.DataFrame(
-        [{"question": "which NERVE, 3", "opa": "", "opb": "", "opc": "", "opd": "", "cop": 0, "id": "x"}]
-    ).to_csv(held_out, index=False)
-    command = ["data", "medical", "--sources", "medmcqa", "pubmedqa", "--data-dir", str(folder), "--eval-rows", "5"]
-    command += ["--exclude", str(held_out), "--out"]
+    held_out.write_text('question,opa,opb,opc,opd,cop,id\n"which NERVE, 3",,,,,0,x\n')
+    command = ["data", "medical", "--sources", "medmcqa", "pubmedqa", "--data_dir", str(folder), "--eval_rows", "5"]
+    command += ["--exclude", str(held_out), "--output_dir"]
     assert main([*command, str(tmp_path / "a")]) == 0
     train, held = (pd.read_parquet(tmp_path / "a" / f"{name}.parquet") for name in ("train", "eval"))
     assert (len(train), len(held)) == (14, 5)  # 20 without the one that leaks
@@ -164,11 +146,10 @@ def test_training_data_end_to_end(folder, tmp_path, caplog):
     assert set(train["question"]) & set(held["question"]) == set()
     assert "m3" not in {*train["id"], *held["id"]}
     card = (tmp_path / "a" / "README.md").read_text()
-    assert "| held_out.csv | 1 | 0 |" in card
+    assert "| held_out.csv | 1 |" in card
     assert "medmcqa: 11 rows, MIT" in card
-    assert (
-        f"| `medmcqa_train.parquet` | {sha256((folder / 'medmcqa_train.parquet').read_bytes()).hexdigest()} |" in card
-    )
+    digest = sha256((folder / "medmcqa_train.parquet").read_bytes()).hexdigest()
+    assert f"| `medmcqa_train.parquet` | {digest} |" in card
     assert str(tmp_path) not in card
     assert main([*command, str(tmp_path / "b")]) == 0
     assert (tmp_path / "b" / "train.parquet").read_bytes() == (tmp_path / "a" / "train.parquet").read_bytes()
@@ -179,33 +160,31 @@ def test_training_data_end_to_end(folder, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        (["--sources", "nothing"], "`sources`: 'nothing' is not known"),
-        (["--sources", "medmcqa", "medmcqa"], "name each data set once"),
+        (["--sources", "nothing"], "`sources=['nothing']`: choose from medqa"),
+        (["--sources", "medmcqa", "medmcqa"], "medical_o1, each once"),
         (["--sources", "medmcqa:test"], "has no medmcqa_test.parquet"),
-        (["--sources", "medmcqa", "--eval-rows", "50"], "eval: 50 rows asked for"),
-        (["--sources", "medmcqa", "--seed", "-1"], "`seed=-1`"),
+        (["--sources", "medmcqa", "--eval_rows", "50"], "eval: 50 rows requested"),
         (["--sources", "medmcqa", "--exclude", "no.csv"], "no.csv: no such file"),
     ],
 )
-def test_bad_input_of_the_builder_writes_nothing(extra, words, folder, tmp_path, capsys):
-    assert main(["data", "medical", "--data-dir", str(folder), "--out", str(tmp_path / "o"), *extra]) == 2
+def test_bad_input_writes_nothing(extra, words, folder, tmp_path, capsys):
+    assert main(["data", "medical", "--data_dir", str(folder), "--output_dir", str(tmp_path / "o"), *extra]) == 2
     assert words in capsys.readouterr().err
-    assert not (tmp_path / "o").exists()
+    assert not list((tmp_path / "o").glob("*.*"))
 
 
 # --- leakage ---------------------------------------------------------------------------------------------------------
 
 
 def test_shared_phrases_by_hand():
-    """Thirteen words in common are a leak, twelve are none; case and punctuation do not count."""
+    """Thirteen common words are a leak, twelve are none; case and punctuation do not count.
+
+    The same 13 words in 11 different texts are a form of words; in 10, or in copies of one text, they are not.
+    """
     thirteen = "one two three four five six seven eight nine ten eleven twelve thirteen"
     train = [f"Before. {thirteen.upper()}, after", "one two three four five six seven eight nine ten eleven twelve"]
     assert shared_phrases(train, [f"x {thirteen}"]) == {(0, 0)}
     assert shared_phrases(train, ["nothing", thirteen, thirteen]) == {(0, 1), (0, 2)}
-
-
-def test_a_common_form_of_words_is_no_leak():
-    """The same 13 words in 11 different texts are a form; in 10, or in copies of one text, they are not."""
     form = "which of the following statements about this patient is the most likely one here"
     assert shared_phrases([f"{form} {i}" for i in range(11)], [f"{form} x"]) == set()
     assert len(shared_phrases([f"{form} {i}" for i in range(10)], [f"{form} x"])) == 10
@@ -223,20 +202,22 @@ def test_documents_of_every_kind(tmp_path):
     write(tmp_path, "plain", {"prompt": "Does it help?", "completion": "Yes."})
     read = {path.stem: read_documents(path)[1] for path in tmp_path.glob("*.parquet")}
     assert read["medqa"]["id"].tolist() == ["train-1"]
-    assert read["mmlu"]["id"].tolist() == [None, None]  # all subjects: what is compared may be dropped, all else stays
+    assert read["mmlu"]["id"].tolist() == [None, None]  # all subjects are kept
     assert read["pubmedqa"]["body"].tolist() == ["We asked.\nIt did. Does it help?"]
     for name in ("trl", "messages", "plain"):
         assert read[name]["text"].tolist() == ["Does it help?"]
         assert find_leaks(read[name], read["pubmedqa"])["reason"].tolist() == ["text"]
         assert find_leaks(read[name], read["pubmedqa"])["train_id"].tolist() == ["row 0"]
-    assert asked([{"role": "assistant", "content": "x"}]) == ""
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    assert last_user_turn(turns) == "What is it?"
+    assert last_user_turn([{"role": "assistant", "content": "x"}]) == ""
     write(tmp_path, "odd", {"a": 1})
-    with pytest.raises(ValueError, match="odd.parquet: holds neither gene sets nor questions"):
+    with pytest.raises(ValueError, match="odd.parquet: has neither gene sets nor questions"):
         read_documents(tmp_path / "odd.parquet")
 
 
-def test_ids_are_the_same_in_every_kind_of_file(tmp_path):
-    """1 in a column of whole numbers, 1.0 where a row has none, "1" as text; "0013" is not 13."""
+def test_ids_are_the_same_in_every_format(tmp_path):
+    """1 in a column of integers, 1.0 in one with a missing value, and "1" as text are equal; "0013" is not 13."""
     write(tmp_path, "numbers", {"id": 1, "text": "a"})
     write(tmp_path, "gaps", {"id": 1.0, "text": "b"}, {"id": None, "text": "c"})
     (tmp_path / "text.jsonl").write_text('{"id": "1", "text": "d"}\n{"id": "0013", "text": "e"}\n')
@@ -247,23 +228,7 @@ def test_ids_are_the_same_in_every_kind_of_file(tmp_path):
     assert find_leaks(read["gaps"], read["zero"]).empty
 
 
-def test_own_ids_of_mmlu_count_and_other_subjects_stay(tmp_path):
-    rows = [MMLU | {"id": f"x{i}", "question": f"Which {i}?", "subject": "law" if i else "anatomy"} for i in range(4)]
-    write(tmp_path, "train", *rows)
-    write(tmp_path, "test", MMLU | {"id": "y0", "question": "Which 0?"})
-    command = [
-        "data",
-        "check",
-        "--train",
-        str(tmp_path / "train.parquet"),
-        "--against",
-        str(tmp_path / "test.parquet"),
-    ]
-    assert main([*command, "--drop", str(tmp_path / "clean")]) == 0
-    assert pd.read_parquet(tmp_path / "clean" / "train.parquet")["id"].tolist() == ["x1", "x2", "x3"]
-
-
-def test_a_gene_sets_name_counts_whatever_else_it_has(tmp_path):
+def test_the_name_of_a_gene_set_is_its_text(tmp_path):
     (tmp_path / "train.csv").write_text("id,name,genes\n1,DNA repair,A B\n")
     (tmp_path / "test.csv").write_text("id,name,genes,text\n2,dna-repair,C D,something\n")
     train, test = (read_documents(tmp_path / f"{name}.csv")[1] for name in ("train", "test"))
@@ -276,164 +241,93 @@ def test_a_gene_sets_name_counts_whatever_else_it_has(tmp_path):
         ({"messages": None}, "is neither a text nor a list of turns"),
         ({"prompt": 5}, "'5' is neither a text"),
         ({"messages": [{"role": "user", "content": None}]}, "the last user turn has no text but None"),
-        ({"messages": [{"role": "user"}]}, "the last user turn has no text"),
     ],
 )
 def test_odd_conversations_are_named(row, words, tmp_path):
-    (tmp_path / "odd.jsonl").write_text(json.dumps({"prompt": "fine", "messages": "fine"} | row | {"x": 1}))
-    if "messages" in row:
-        (tmp_path / "odd.jsonl").write_text(json.dumps(row))
+    (tmp_path / "odd.jsonl").write_text(json.dumps(row))
     with pytest.raises(ValueError, match=f"odd.jsonl: row 0 .*{words}"):
         read_documents(tmp_path / "odd.jsonl")
 
 
-def test_ordinary_chat_data_may_speak_of_generation(tmp_path):
-    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
-    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns, "generation": 1}))
-    assert read_documents(tmp_path / "a.jsonl")[1]["text"].tolist() == ["What is it?"]
-
-
-def test_check_and_drop(tmp_path, capsys):
+def test_check_writes_data_without_leaks(tmp_path, capsys):
     write(tmp_path, "train", MEDMCQA, MEDMCQA | {"id": "m2", "question": "Which vein?"})
     write(tmp_path, "test", MEDMCQA | {"id": "other", "question": "which nerve"})
-    command = [
-        "data",
-        "check",
-        "--train",
-        str(tmp_path / "train.parquet"),
-        "--against",
-        str(tmp_path / "test.parquet"),
-    ]
+    train, test = str(tmp_path / "train.parquet"), str(tmp_path / "test.parquet")
+    command = ["data", "check", "--train", train, "--against", test]
     assert main(command) == 1
-    assert main([*command, "--drop", str(tmp_path / "clean")]) == 0
+    assert main([*command, "--output_dir", str(tmp_path / "clean")]) == 0
     assert pd.read_parquet(tmp_path / "clean" / "train.parquet")["id"].tolist() == ["m2"]
     leaks = pd.read_csv(tmp_path / "clean" / "leaks.csv")
     assert leaks[["train_id", "test_id", "reason", "train", "against"]].values.tolist() == [
         ["m1", "other", "text", "train.parquet", "test.parquet"]
     ]
-    clean = ["data", "check", "--train", str(tmp_path / "clean" / "train.parquet"), *command[4:]]
-    assert main(clean) == 0
-    assert main([*command, "--drop", str(tmp_path)]) == 2
-    assert "would be written over" in capsys.readouterr().err
-    assert main([*command, "--drop", str(tmp_path / "test.parquet")]) == 2
-    assert "`drop=" in capsys.readouterr().err
-    same = ["data", "check", "--train", str(tmp_path / "train.parquet"), "--against", str(tmp_path / "train.parquet")]
-    assert main([*same, "--drop", str(tmp_path / "none")]) == 2
-    assert "every row leaks" in capsys.readouterr().err
-    assert not (tmp_path / "none").exists()
+    assert main(["data", "check", "--train", str(tmp_path / "clean" / "train.parquet"), "--against", test]) == 0
+    for extra, words in (
+        (["--output_dir", str(tmp_path)], "contains a training file"),
+        (["--output_dir", test], "`output_dir="),
+        (["--output_dir", str(tmp_path / "none"), "--against", train], "every row leaks"),
+    ):
+        assert main([*command, *extra]) == 2
+        assert words in capsys.readouterr().err
+    assert not list((tmp_path / "none").glob("*.*"))
 
 
 # --- downloads -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def online(monkeypatch):
+def served(tmp_path, monkeypatch):
+    """A folder on a local HTTP server, its address, and an empty Hugging Face home folder."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-
-
-@pytest.fixture
-def served(tmp_path, online):
-    """A publisher on this machine: a folder, and the address at which its files are."""
-    from functools import partial
-    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-    from threading import Thread
-
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     (tmp_path / "site").mkdir()
-    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "site")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path / "site"))
     Thread(target=server.serve_forever, daemon=True).start()
     yield tmp_path / "site", f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
 
 
-def test_a_download_is_kept_and_its_hash_recorded(served, tmp_path):
+def test_a_download_is_cached_and_its_hash_checked(served, tmp_path, monkeypatch):
     site, address = served
     (site / "a.csv").write_text("one")
-    cache = tmp_path / "cache"
-    path = fetch(f"{address}/a.csv", cache=cache)
-    assert path.read_text() == "one"
-    # the known SHA-256 of "one"
-    expected = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
-    assert json.loads((cache / "downloads.json").read_text()) == {f"{address}/a.csv": expected}
+    path = fetch(f"{address}/a.csv")
+    assert path.parent == tmp_path / "home" / "bft_trl" / "downloads"
     (site / "a.csv").write_text("two")
-    assert fetch(f"{address}/a.csv", cache=cache).read_text() == "one"  # not asked again
-    path.write_text("damaged")
-    with pytest.raises(
-        ValueError, match=r"a.csv: not what was downloaded first .*delete its line from .*downloads.json"
-    ):
-        fetch(f"{address}/a.csv", cache=cache)
-    (site / "a.csv").write_text("one")
-    assert fetch(f"{address}/a.csv", cache=cache).read_text() == "one"  # mended
-
-
-@pytest.mark.parametrize("content", ["", '{"a"', "[1]", "\0"])
-def test_a_damaged_record_of_downloads_is_said(content, served, tmp_path):
-    """Without it nobody could say whether a download is what it was: it is not begun anew in silence."""
-    site, address = served
-    (site / "a.csv").write_text("one")
-    fetch(f"{address}/a.csv", cache=tmp_path / "cache")
-    (tmp_path / "cache" / "downloads.json").write_text(content)
-    with pytest.raises(ValueError, match=r"downloads.json: not .*Remove it if what is downloaded now may differ"):
-        fetch(f"{address}/a.csv", cache=tmp_path / "cache")
-    assert (tmp_path / "cache" / "downloads.json").read_text() == content
-
-
-def test_a_damaged_download_is_said_offline(served, tmp_path, monkeypatch):
-    site, address = served
-    (site / "a.csv").write_text("one")
-    path = fetch(f"{address}/a.csv", cache=tmp_path / "cache")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert fetch(f"{address}/a.csv", cache=tmp_path / "cache") == path
-    path.write_text("onf")
-    with pytest.raises(OSError, match=r"a.csv is damaged or was changed, and HF_HUB_OFFLINE forbids"):
-        fetch(f"{address}/a.csv", cache=tmp_path / "cache")
-
-
-def test_a_known_hash_is_checked(served, tmp_path):
-    site, address = served
-    (site / "a.csv").write_text("two")
-    with pytest.raises(ValueError, match="not what was downloaded first"):
+    assert fetch(f"{address}/a.csv").read_text() == "one"  # not downloaded again
+    with pytest.raises(ValueError, match="a.csv.*does not match the known hash"):
         fetch(f"{address}/a.csv", sha256="0" * 64, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*a.csv"))
-
-
-def test_what_is_not_there_is_an_os_error(served, tmp_path, monkeypatch):
+    assert fetch(f"{address}/a.csv", sha256=sha256(b"two").hexdigest(), cache=tmp_path / "cache").read_text() == "two"
     with pytest.raises(OSError, match="404"):
-        fetch(f"{served[1]}/absent.csv", cache=tmp_path / "cache")
+        fetch(f"{address}/absent.csv")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="HF_HUB_OFFLINE forbids a download"):
-        fetch(f"{served[1]}/a.csv", cache=tmp_path / "cache")
+    with pytest.raises(OSError, match="HF_HUB_OFFLINE forbids downloads"):
+        fetch(f"{address}/b.csv")
+    assert fetch(f"{address}/a.csv") == path
 
 
-def test_the_hub_is_read_by_datasets_and_checked(tmp_path, monkeypatch):
-    """A folder takes the place of a Hub id: the same call of load_dataset reads it."""
+def test_the_hub_is_read_by_datasets(tmp_path):
+    """A folder replaces a Hub id: the same call of load_dataset reads it."""
     write(tmp_path / "repo", "train", MEDMCQA)
-    table = hub_table(str(tmp_path / "repo"), None, "train", cache=tmp_path / "cache")
-    assert table["cop"].tolist() == [1]
-    write(tmp_path / "repo", "train", MEDMCQA | {"cop": 2})
-    with pytest.raises(ValueError, match="not what was downloaded first"):
-        hub_table(str(tmp_path / "repo"), None, "train", cache=tmp_path / "cache")
+    assert hub_table(str(tmp_path / "repo"), None, "0" * 40, split="train")["cop"].tolist() == [1]
     with pytest.raises(OSError, match="cannot be loaded from the Hub"):
-        hub_table("no-such-owner/no-such-data", None, "train", cache=tmp_path / "cache")
+        hub_table("no-such-owner/no-such-data", None, "0" * 40, split="train")
 
 
 def test_pubmedqa_from_its_publisher(served, tmp_path, monkeypatch):
     """The official test ids make the test split, the others are for training."""
     site, address = served
     rows = {str(i): {"QUESTION": f"Does {i}?", "CONTEXTS": ["c"], "final_decision": "no"} for i in range(3)}
-    (site / "ori_pqal.json").write_text(json.dumps(rows))
-    (site / "test_ground_truth.json").write_text('{"1": "no"}')
-    monkeypatch.setattr(medical, "_PUBMEDQA", address)
-    monkeypatch.setattr(download, "_default_cache", lambda: tmp_path / "cache")
-    monkeypatch.setattr(medical, "KNOWN", {})
+    contents = {"ori_pqal.json": json.dumps(rows), "test_ground_truth.json": '{"1": "no"}'}
+    for name, content in contents.items():
+        (site / name).write_text(content)
+    hashes = {f"{address}/{name}": sha256(content.encode()).hexdigest() for name, content in contents.items()}
+    monkeypatch.setattr(medical, "PUBMEDQA_FILES", hashes)
     assert load_questions("pubmedqa")["id"].tolist() == ["1"]
     assert load_questions("pubmedqa", split="train")["id"].tolist() == ["0", "2"]
     (tmp_path / "train.csv").write_text("text\ndoes 1\n")
     assert main(["data", "check", "--train", str(tmp_path / "train.csv"), "--against", "pubmedqa"]) == 1
-    monkeypatch.setattr(medical, "KNOWN", {("pubmedqa", "test"): "other"})
-    with pytest.raises(ValueError, match="PubMedQA, test: other questions than expected"):
-        load_questions("pubmedqa")
 
 
 def test_gene_sets_from_their_publisher(served, tmp_path, monkeypatch):
@@ -444,24 +338,23 @@ def test_gene_sets_from_their_publisher(served, tmp_path, monkeypatch):
     (site / "MsigDB.csv").write_text('"ID","Name","Count","Genes"\n"MsigDB:69","Peroxisome","2","A B"\n')
     files = {"go": "GO_terms.csv", "nest": "NeST.tsv", "msigdb": "MsigDB.csv"}
     monkeypatch.setattr(evaluation_sets, "PUBLISHED", {name: f"{address}/{file}" for name, file in files.items()})
-    monkeypatch.setattr(download, "_default_cache", lambda: tmp_path / "cache")
-    with pytest.raises(ValueError, match="other gene sets than expected"):
-        load_evaluation_sets("go")
-    monkeypatch.setattr(evaluation_sets, "KNOWN", {})
     names = [load_evaluation_sets(name).to_dict("records") for name in files]
     assert [row["name"] for (row,) in names] == ["dna repair", "MAPK signaling", "Peroxisome"]
     assert all(row["genes"] == ["A", "B"] for (row,) in names)
     assert load_evaluation_sets("nest")["source"].tolist() == ["nest"]
     (tmp_path / "train.csv").write_text("id,name,genes\n1,mapk-signaling,C D\n")
+    monkeypatch.setattr("bft_trl.data.documents.PUBLISHED", evaluation_sets.PUBLISHED)
     check = ["data", "check", "--train", str(tmp_path / "train.csv"), "--against"]
     assert main([*check, "gene_sets_nest"]) == 1
     assert main([*check, "gene_sets_go"]) == 0
     assert main([*check, "gene_sets_other"]) == 2
 
 
-def test_addresses_name_a_commit():
-    for url in [*evaluation_sets.PUBLISHED.values(), evaluation_sets.BACKGROUND, medical._PUBMEDQA]:
+def test_downloads_are_pinned_to_commits():
+    for url in [*evaluation_sets.PUBLISHED.values(), evaluation_sets.BACKGROUND, *medical.PUBMEDQA_FILES]:
         assert re.search(r"/[0-9a-f]{40}/", url)
+    for source in medical.SOURCES.values():
+        assert source.hub is None or re.fullmatch(r"[0-9a-f]{40}", source.hub[2])
 
 
 def test_background_names(tmp_path):
@@ -472,16 +365,14 @@ def test_background_names(tmp_path):
     write(tmp_path, "go_background_terms", {"id": "1", "name": "ageing"})
     assert load_background(data_dir=tmp_path) == ["ageing"]
     (tmp_path / "empty.txt").write_text("\n")
-    for name, words in (("empty.txt", "holds no name"), ("no.txt", "no such file"), ("no.csv", "no such file")):
+    (tmp_path / "x.csv").write_text("a\n1\n")
+    for name, words in (
+        ("empty.txt", "has no names"),
+        ("no.txt", "no such file"),
+        ("no.csv", "no such file"),
+        ("x.csv", "has no column 'name'"),
+    ):
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             load_background(tmp_path / name)
-    (tmp_path / "x.csv").write_text("a\n1\n")
-    with pytest.raises(ValueError, match="has no column 'name'"):
-        load_background(tmp_path / "x.csv")
     with pytest.raises(ValueError, match="`name='x'` is not known"):
         load_evaluation_sets("x")
-
-
-def test_content_hash_is_of_the_rows():
-    table = pd.DataFrame([{"a": ["x"], "b": 1}, {"a": [], "b": 2}])
-    assert content_hash(table) == content_hash(table.iloc[::-1]) != content_hash(table.head(1))

@@ -255,15 +255,12 @@ def test_the_data_card(tmp_path):
         pd.DataFrame({"a": [1]}).to_parquet(file)
         card = data_card(
             {file: pd.DataFrame({"a": [1]})},
-            {file: "0" * 64},
             title="Title",
             description="What it is.",
-            extra_column=("columns", lambda table: len(table.columns)),
-            exclusion="Kept out:",
-            excluded=[(names["base"], 3, 0), (names["gene"], 3, 0)],
+            excluded=[(names["base"], 3), (names["gene"], 3)],
             attribution=["ours"],
             inputs=[file],
-            command=["bft-trl data", f"'a\n```\n{names['run']}'"],
+            command=f"bft-trl data 'a\n```\n{names['run']}'",
         )
         shown[kind] = rendered(card)
     assert shown["evil"].elements <= shown["plain"].elements

@@ -37,8 +37,6 @@ from bft_trl.data.tables import (
     parquet_bytes,
     read_gene_sets,
     read_gmt,
-    read_json_object,
-    read_table,
     split_genes,
 )
 from bft_trl.evaluation.multiple_choice import choice_scores
@@ -391,37 +389,6 @@ def test_gmt_is_read_as_it_was_written(rows, ending):
     assert list(zip(table["id"], table["name"], table["genes"], strict=True)) == [
         (term, term, genes) for term, _, genes in rows
     ]
-
-
-@given(
-    numbers=st.lists(
-        st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**53), 2**53)), min_size=1
-    )
-)
-def test_numbers_of_json_keep_every_bit(numbers):
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "t.json"
-        path.write_text(json.dumps([{"id": "a", "value": number} for number in numbers]))
-        found = read_table(path, ["value"])["value"].tolist()
-    assert [float(number) for number in found] == [float(number) for number in numbers]
-
-
-@given(
-    value=st.recursive(
-        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), texts),
-        lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
-        max_leaves=6,
-    )
-)
-def test_json_objects_are_read_as_they_were_written_and_others_refused(value):
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "t.json"
-        path.write_text(json.dumps(value), encoding="utf-8")
-        if isinstance(value, dict):
-            assert read_json_object(path) == value
-        else:
-            with pytest.raises(ValueError, match="t.json: not a JSON object"):
-                read_json_object(path)
 
 
 @given(genes=st.one_of(texts, st.lists(st.one_of(texts, st.none()), max_size=4), st.none()))

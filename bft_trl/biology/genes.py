@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bft_trl.data.lines import numbered_lines
-from bft_trl.data.tables import ids_as_text, read_table
+from bft_trl.data.tables import ids_as_text, numbered_lines, read_table
 
 logger = logging.getLogger(__name__)
 

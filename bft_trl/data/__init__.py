@@ -1,1 +1,1 @@
-"""Data to train and to evaluate on: built, read, downloaded, and checked for leakage."""
+"""Reads, builds, downloads and checks training and evaluation data."""

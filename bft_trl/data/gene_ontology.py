@@ -1,18 +1,20 @@
-"""GO biological processes from an OBO ontology and a GAF annotation file, as geneontology.org publishes them."""
+"""GO biological processes from an OBO ontology and GAF annotations, or from Bioconductor's SQLite files."""
 
+import csv
 import io
 import logging
 import re
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+import sqlite3
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
-from bft_trl.data.lines import numbered_lines
-from bft_trl.data.tables import check_sizes
+from bft_trl.data.tables import check_sizes, numbered_lines
 
 if TYPE_CHECKING:
     import networkx
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "biological_process"
-# A gene of a part or of a kind is a gene of the whole; one that regulates a process need not take part in it.
+# Relations that pass annotations on to the ancestor. A gene that regulates a process need not take part in it.
 PROPAGATED = ("is_a", "part_of")
 # https://geneontology.org/docs/guide-go-evidence-codes/
 EVIDENCE_CODES = (
@@ -28,74 +30,91 @@ EVIDENCE_CODES = (
     | {"IBA", "IBD", "IKR", "IRD", "ISS", "ISO", "ISA", "ISM", "IGC", "RCA"}  # phylogeny and computation
     | {"TAS", "NAS", "IC", "ND", "IEA"}  # statement and electronic annotation
 )
-_SMALL = 2_000_000  # bytes that are read before a progress bar would be seen
+# The first 10 of the 17 columns of GAF 2, of which the named ones are used.
+_GAF_HEADER = ["_0", "_1", "symbol", "qualifier", "term", "_5", "evidence", "_7", "aspect", "name"]
 _QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"')
 _ESCAPED = {"n": "\n", "t": "\t", "W": " "}
+# go_bp_all contains each annotation at the term and at all its ancestors.
+_QUERY_ANNOTATIONS = """
+    SELECT DISTINCT go_bp_all.go_id AS id, gene_info.symbol, gene_info.gene_name
+    FROM go_bp_all JOIN gene_info USING (_id)
+    ORDER BY go_bp_all.go_id, gene_info.symbol
+"""
+_QUERY_TERMS = "SELECT go_id AS id, term AS name, definition FROM go_term WHERE ontology = 'BP'"
+
+
+def read_bioconductor(org_db: Path, go_db: Path, *, min_genes: int = 3, max_genes: int = 100) -> pd.DataFrame:
+    """Reads GO biological processes with their human genes from Bioconductor's org.Hs.eg.sqlite and GO.sqlite.
+
+    Both are in Debian's packages r-bioc-org.hs.eg.db and r-bioc-go.db. Annotations are propagated to ancestors.
+
+    Returns one row per term with `min_genes` to `max_genes` symbols, ordered by id: id, name, definition, genes
+    (sorted symbols) and gene_names (full names in the same order). Raises FileNotFoundError or ValueError.
+    """
+    check_sizes(min_genes, max_genes)
+    annotations = _query(org_db, _QUERY_ANNOTATIONS).drop_duplicates(["id", "symbol"])
+    sets = annotations.groupby("id").agg(genes=("symbol", list), gene_names=("gene_name", list)).reset_index()
+    sets = sets[sets["genes"].str.len().between(min_genes, max_genes)]
+    return _query(go_db, _QUERY_TERMS).merge(sets, on="id").sort_values("id", ignore_index=True)
+
+
+def bioconductor_versions(go_db: Path) -> dict[str, str]:
+    """Returns the metadata of GO.sqlite, such as GOSOURCEDATE and GOEGSOURCEDATE."""
+    return dict(_query(go_db, "SELECT name, value FROM metadata").itertuples(index=False))
+
+
+def _query(database: Path, query: str) -> pd.DataFrame:
+    if not database.is_file():
+        raise FileNotFoundError(f"{database}: no such file. It is in Debian's r-bioc-org.hs.eg.db or r-bioc-go.db.")
+    try:
+        # Read-only: sqlite3 creates a missing database otherwise.
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            return pd.read_sql_query(query, connection)
+    except (pd.errors.DatabaseError, sqlite3.DatabaseError) as error:
+        raise ValueError(f"{database}: not the expected Bioconductor database ({error}).") from error
 
 
 def read_obo_gaf(
     obo: Path, gaf: Path, *, evidence: Sequence[str] = (), min_genes: int = 3, max_genes: int = 100
 ) -> pd.DataFrame:
-    """GO biological processes with the genes annotated to them or to their descendants over is_a and part_of.
+    """Reads GO biological processes with the genes annotated to them or to their descendants over is_a and part_of.
 
-    Left out: annotations with the qualifier NOT, obsolete terms (alternative ids count for their primary term), and
-    what is not of the namespace biological_process. Formats: OBO 1.2 or 1.4, GAF 2.x; plain or gzipped.
+    Annotations with the qualifier NOT and obsolete terms are left out; alternative ids count for their primary term.
 
     Args:
-        obo: ontology, such as go-basic.obo.
-        gaf: annotations, such as goa_human.gaf.gz.
+        obo: ontology in OBO 1.2 or 1.4, plain or gzipped, such as go-basic.obo.
+        gaf: annotations in GAF 2, plain or gzipped, such as goa_human.gaf.gz.
         evidence: evidence codes to use, such as ["EXP", "IDA"], in any case; empty for all.
         min_genes, max_genes: smallest and largest set, after propagation.
 
-    Returns:
-        As `read_bioconductor`: one row per term, ordered by id: id, name, definition (None where there is none), genes
-        (sorted symbols), gene_names (full names in the same order, None where the GAF has none).
-
-    Raises:
-        FileNotFoundError, ValueError: in one line with the file, and the line number where there is one.
+    Returns the columns of [`read_bioconductor`]; definition and gene_names are None where missing.
+    Raises FileNotFoundError or ValueError.
     """
     check_sizes(min_genes, max_genes)
     logger.info("Reading %s and %s", obo.name, gaf.name)
     graph = _read_obo(obo)
     default = graph.graph.get("default-namespace", [None])[0]
-    # Nodes without a name are the parents of others, but not in the file, or obsolete.
+    # Nodes without a name are obsolete, or parents that the file does not define.
     terms = {
         term: attributes
         for term, attributes in graph.nodes(data=True)
         if attributes.get("namespace", default) == NAMESPACE and "name" in attributes
     }
     if not terms:
-        raise ValueError(f"{obo}: has no term of the namespace {NAMESPACE}. The Gene Ontology's go-basic.obo has.")
-    primary = {alt: term for term, attributes in terms.items() for alt in attributes.get("alt_id", ())}
-    parents = {
-        term: [to for _, to, relation in graph.out_edges(term, keys=True) if relation in PROPAGATED and to in terms]
-        for term in terms
-    }
-
-    annotated, counts, gene_names = _read_gaf(gaf, evidence)
-    members: dict[str, set[str]] = defaultdict(set)
-    unknown = 0
-    for written, genes in annotated.items():
-        term = written if written in terms else primary.get(written)
-        if term is None:
-            unknown += counts[written]
-            continue
-        for ancestor in _with_ancestors(term, parents):
-            if len(members[ancestor]) <= max_genes:  # of larger sets no more need be known: that keeps memory low
-                members[ancestor] |= genes
-    logger.info(
-        "%d of %d annotations are to terms that are obsolete, unknown or no %s, and are left out",
-        *(unknown, counts.total(), NAMESPACE),
-    )
+        raise ValueError(f"{obo}: has no term of the namespace {NAMESPACE}. Use the Gene Ontology's go-basic.obo.")
+    annotations = _read_gaf(gaf, evidence)
+    members = _propagate(graph, terms, annotations, max_genes)
     if not members:
         raise ValueError(
             f"{gaf}: no annotation to a {NAMESPACE} of {obo.name} is left with `evidence={list(evidence)}`. "
             "Do the two files belong together?"
         )
+    named = annotations[annotations["name"] != ""].drop_duplicates("symbol")
+    gene_names = dict(zip(named["symbol"], named["name"], strict=True))
     rows = [
         {
             "id": term,
-            "name": _unescaped(terms[term]["name"]),
+            "name": _unescape(terms[term]["name"]),
             "definition": _definition(terms[term].get("def")),
             "genes": sorted(genes),
             "gene_names": [gene_names.get(gene) for gene in sorted(genes)],
@@ -107,16 +126,16 @@ def read_obo_gaf(
 
 
 def obo_gaf_versions(obo: Path, gaf: Path) -> dict[str, str]:
-    """What the headers say: data-version of the OBO file, gaf-version and date-generated of the GAF file."""
-    found: dict[str, str] = {}
+    """Returns data-version of the OBO header, and gaf-version and date-generated of the GAF header."""
+    versions: dict[str, str] = {}
     for path, names in ((obo, ("data-version",)), (gaf, ("gaf-version", "date-generated"))):
         for _, line in numbered_lines(path):
             if line.startswith("[") or (path == gaf and not line.startswith("!")):
                 break
             name, _, value = line.lstrip("! ").partition(":")
             if name in names and value.strip():
-                found.setdefault(name, value.strip())  # a second header is that of the file before
-    return found
+                versions.setdefault(name, value.strip())  # a merged GAF file has the headers of its parts below
+    return versions
 
 
 def _read_obo(obo: Path) -> "networkx.MultiDiGraph":
@@ -125,84 +144,73 @@ def _read_obo(obo: Path) -> "networkx.MultiDiGraph":
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("Reading OBO files needs obonet: pip install 'bft-trl[data]'.") from error
 
-    lines = []
-    without_id = 0  # line of a [Term] whose id has not come yet
-    has_terms = False
-    for number, line in numbered_lines(obo):
-        if line.startswith("["):
-            if without_id:
-                break
-            lines.append("")  # obonet needs the empty line between stanzas, OBO does not
-            without_id = number if line.startswith("[Term]") else 0
-            has_terms = has_terms or without_id > 0
-        elif line.startswith("id:"):
-            without_id = 0
-        elif line.strip() and not line.startswith("!") and not re.match(r"[\w-]+:", line):
-            raise ValueError(f"{obo}, line {number}: {line[:60]!r} is no line of OBO ('tag: value').")
-        lines.append(line)
-    if without_id:
-        raise ValueError(f"{obo}, line {without_id}: the [Term] has no id. Is the file whole?")
-    if not has_terms:
-        raise ValueError(f"{obo}: has no [Term]; expected an OBO file, such as go-basic.obo.")
+    # obonet needs an empty line between stanzas; the format does not.
+    lines = ["\n" + line if line.startswith("[") else line for _, line in numbered_lines(obo)]
     try:
         return obonet.read_obo(io.StringIO("\n".join(lines)))
-    except ValueError as error:
+    except (ValueError, KeyError) as error:  # KeyError: a term without id
         raise ValueError(f"{obo}: cannot be read as OBO: {' '.join(str(error).split())}") from error
 
 
-def _read_gaf(gaf: Path, evidence: Sequence[str]) -> tuple[dict[str, set[str]], Counter[str], dict[str, str]]:
-    """Symbols of each term as written, annotations of each term, and full names of the symbols."""
-    wanted = {code.upper() for code in evidence}
-    codes = set()
-    annotated: dict[str, set[str]] = defaultdict(set)
-    counts: Counter[str] = Counter()
-    gene_names: dict[str, str] = {}
-    small = gaf.is_file() and gaf.stat().st_size < _SMALL
-    for number, line in tqdm(numbered_lines(gaf), desc=gaf.name, unit=" lines", leave=False, disable=small):
-        if line.startswith("!") or not line.strip():
-            continue
-        columns = line.split("\t")
-        if len(columns) < 15:
-            raise ValueError(f"{gaf}, line {number}: has {len(columns)} columns, a GAF line has 15 to 17.")
-        symbol, qualifier, term, code, aspect, full_name = (columns[i] for i in (2, 3, 4, 6, 8, 9))
-        if aspect not in ("P", "F", "C"):
-            raise ValueError(f"{gaf}, line {number}: aspect {aspect!r} (column 9); GAF knows P, F and C.")
-        if not symbol or not term:
-            raise ValueError(
-                f"{gaf}, line {number}: no {'term' if symbol else 'symbol'} (column {5 if symbol else 3})."
-            )
-        codes.add(code.upper())
-        if aspect != "P" or "NOT" in qualifier.upper().split("|") or (wanted and code.upper() not in wanted):
-            continue
-        annotated[term].add(symbol)
-        counts[term] += 1
-        if full_name:
-            gene_names.setdefault(symbol, full_name)
-    if not codes:
-        raise ValueError(f"{gaf}: has no annotations; expected a GAF file, such as goa_human.gaf.")
-    strange = [code for code in evidence if code.upper() not in EVIDENCE_CODES | codes]
-    if strange:
-        raise ValueError(f"`evidence={strange}`: unknown. {gaf.name} has {', '.join(sorted(codes))}.")
-    return annotated, counts, gene_names
+def _read_gaf(gaf: Path, evidence: Sequence[str]) -> pd.DataFrame:
+    """Returns the annotations to processes that have one of the evidence codes, with the columns `_GAF_HEADER`."""
+    numbered = tqdm(numbered_lines(gaf), desc=gaf.name, unit=" lines", leave=False, delay=1)
+    lines = {number: line for number, line in numbered if line.strip() and not line.startswith("!")}
+    text = io.StringIO("\n".join(["\t".join(_GAF_HEADER), *lines.values()]))
+    options = {"usecols": _GAF_HEADER, "index_col": False, "dtype": str, "na_filter": False}
+    table = pd.read_csv(text, sep="\t", quoting=csv.QUOTE_NONE, **options)
+    wrong = ~table["aspect"].isin(["P", "F", "C"]) | (table["symbol"] == "") | (table["term"] == "")
+    if wrong.any():
+        number = list(lines)[wrong.to_numpy().argmax()]
+        raise ValueError(f"{gaf}, line {number}: {lines[number][:60]!r} has no symbol, term and aspect as in GAF.")
+    codes = table["evidence"].str.upper()
+    unknown = [code for code in evidence if code.upper() not in EVIDENCE_CODES.union(codes)]
+    if unknown:
+        raise ValueError(f"`evidence={unknown}`: unknown. {gaf.name} has {', '.join(sorted(codes.unique()))}.")
+    kept = (table["aspect"] == "P") & ~table["qualifier"].str.contains(r"(?:^|\|)NOT(?:$|\|)", case=False)
+    if evidence:
+        kept &= codes.isin([code.upper() for code in evidence])
+    return table[kept]
 
 
-def _with_ancestors(term: str, parents: dict[str, list[str]]) -> set[str]:
-    found = {term}
-    ahead = [term]
-    while ahead:
-        new = set(parents[ahead.pop()]) - found
-        found |= new
-        ahead += new
-    return found
+def _propagate(
+    graph: "networkx.MultiDiGraph", terms: Mapping[str, Any], annotations: pd.DataFrame, max_genes: int
+) -> dict[str, set[str]]:
+    """Returns the genes of each term and its descendants.
+
+    Sets that have more than `max_genes` genes do not grow further, to save memory.
+    """
+    parents = {
+        term: {to for _, to, relation in graph.out_edges(term, keys=True) if relation in PROPAGATED and to in terms}
+        for term in terms
+    }
+    primary = {alt: term for term, attributes in terms.items() for alt in attributes.get("alt_id", ())}
+    written = annotations["term"]
+    known = written.where(written.isin(list(terms)), written.map(primary))
+    logger.info(
+        "%d of %d annotations are to terms that are obsolete, unknown or no %s, and are left out",
+        *(known.isna().sum(), len(known), NAMESPACE),
+    )
+    members: dict[str, set[str]] = defaultdict(set)
+    for term, symbols in annotations["symbol"].groupby(known):
+        ancestors, queue = {term}, [term]
+        while queue:
+            new = parents[queue.pop()] - ancestors
+            ancestors |= new
+            queue += new
+        for ancestor in ancestors:
+            if len(members[ancestor]) <= max_genes:
+                members[ancestor].update(symbols)
+    return members
 
 
-def _definition(text: Any) -> str | None:
-    """'"What it is." [GOC:ab, PMID:1]' without quotes, references and escapes."""
+def _definition(text: str | None) -> str | None:
+    """Returns an OBO definition such as '"What it is." [GOC:ab, PMID:1]' without quotes, references and escapes."""
     if not text:
         return None
     quoted = _QUOTED.match(text)
-    return _unescaped(quoted[1] if quoted else text.strip('"')) or None
+    return _unescape(quoted[1] if quoted else text.strip('"')) or None
 
 
-def _unescaped(text: str) -> str:
+def _unescape(text: str) -> str:
     return re.sub(r"\\(.)", lambda match: _ESCAPED.get(match[1], match[1]), text)

@@ -1,8 +1,8 @@
-"""Gene sets as training data: keep evaluation sets out, split, and write TRL rows with their data card."""
+"""Gene sets as training data: the sets that ship with the package, and sets built from published files."""
 
 import logging
-import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from bft_trl import markdown
 from bft_trl.data.card import write_data
-from bft_trl.data.leakage import connected_sets, find_leaks
-from bft_trl.data.sources import Source
-from bft_trl.data.splits import split
-from bft_trl.data.tables import read_gene_sets, read_parquet
+from bft_trl.data.gene_ontology import bioconductor_versions, obo_gaf_versions, read_bioconductor, read_obo_gaf
+from bft_trl.data.leakage import connected_sets, split, without_leaks
+from bft_trl.data.tables import check_sizes, read_gene_sets, read_parquet
 from bft_trl.io import check_folder
 from bft_trl.prompts import conversation, gene_set_answer, gene_set_prompt
 
@@ -24,17 +24,37 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHIPPED = resources.files("bft_trl") / "data" / "gene_sets"
+_GO_LICENSE = (
+    "https://geneontology.org, CC BY 4.0. Changed: annotations propagated to ancestors, sets selected by size, "
+    "wrapped into prompts and answers."
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Gene sets and their provenance.
+
+    Attributes:
+        sets: id, name, definition (may be missing), genes and, for some sources, gene_names.
+        label: column `source` of the rows.
+        attribution: entries of the data card on authors and licenses.
+        files: input files.
+    """
+
+    sets: pd.DataFrame
+    label: str
+    attribution: Sequence[str]
+    files: Sequence[Path]
 
 
 def load_gene_sets(split: str = "train") -> "Dataset":
-    """The gene sets that ship with the package, in TRL's conversational prompt-completion form.
+    """Loads the gene sets that ship with the package, in TRL's conversational prompt-completion form.
 
     Args:
-        split: "train" or "eval".
+        split: "train" (1,200 sets) or "eval" (150 sets).
 
-    Returns:
-        Columns id, source, name, genes, prompt, completion. Attribution and the command that made them are in the
-        README beside the files.
+    Returns a data set with the columns id, source, name, genes, prompt and completion. Attribution and the command
+    are in the README beside the files. Raises ValueError for another split.
     """
     from datasets import Dataset
 
@@ -45,26 +65,59 @@ def load_gene_sets(split: str = "train") -> "Dataset":
 
 
 def shipped_sets(*splits: str) -> pd.DataFrame:
-    """The gene sets that ship with the package (id, name, genes), of the given splits or of both."""
+    """Returns id, name and genes of the sets that ship with the package, of the given splits or of both."""
     tables = []
     for name in splits or ("train", "eval"):
         with resources.as_file(SHIPPED / f"{name}.parquet") as path:
-            tables.append(read_parquet(path, columns=["id", "name", "genes"]))
+            tables.append(read_parquet(path)[["id", "name", "genes"]])
     return pd.concat(tables, ignore_index=True)
 
 
-def exclude(sets: pd.DataFrame, evaluation_sets: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """`sets` without those that leak into one of `evaluation_sets`, by id, by name or by their genes."""
-    leaked: set[str] = set()
-    for other in evaluation_sets:
-        leaked |= set(find_leaks(sets, other)["train_id"])
-    return sets[~sets["id"].isin(leaked)].reset_index(drop=True)
+def bioconductor_source(org_db: Path, go_db: Path, *, min_genes: int = 3, max_genes: int = 100) -> Source:
+    """Returns the GO biological processes of [`read_bioconductor`]."""
+    dates = {key: markdown.text(date) for key, date in bioconductor_versions(go_db).items()}
+    attribution = [
+        f"Terms, definitions and annotations: the Gene Ontology ({dates.get('GOSOURCEDATE', 'date unknown')}), "
+        f"{_GO_LICENSE}",
+        f"Gene symbols and names: NCBI Gene ({dates.get('GOEGSOURCEDATE', 'date unknown')}), public domain.",
+        "Both taken from the Bioconductor packages org.Hs.eg.db and GO.db (Artistic-2.0), as packaged by Debian in "
+        "r-bioc-org.hs.eg.db and r-bioc-go.db.",
+    ]
+    sets = read_bioconductor(org_db, go_db, min_genes=min_genes, max_genes=max_genes)
+    return Source(sets, "go_bp", attribution, [org_db, go_db])
+
+
+def obo_gaf_source(
+    obo: Path, gaf: Path, *, evidence: Sequence[str] = (), min_genes: int = 3, max_genes: int = 100
+) -> Source:
+    """Returns the GO biological processes of [`read_obo_gaf`]."""
+    sets = read_obo_gaf(obo, gaf, evidence=evidence, min_genes=min_genes, max_genes=max_genes)
+    versions = {key: markdown.text(version) for key, version in obo_gaf_versions(obo, gaf).items()}
+    ontology, gaf_version, date = (
+        versions.get(key, "unknown") for key in ("data-version", "gaf-version", "date-generated")
+    )
+    attribution = [
+        f"Terms, definitions and annotations: the Gene Ontology (ontology {ontology}; annotations in GAF "
+        f"{gaf_version}, generated {date}), {_GO_LICENSE}"
+    ]
+    return Source(sets, "go_bp", attribution, [obo, gaf])
+
+
+def table_source(path: Path, *, min_genes: int = 3, max_genes: int = 100) -> Source:
+    """Returns the gene sets of a GMT file, or of a table with or without a column definition ([`read_gene_sets`])."""
+    check_sizes(min_genes, max_genes)
+    sets = read_gene_sets(path)
+    genes = sets["genes"].map(lambda symbols: list(dict.fromkeys(symbols)))
+    sets = sets[["id", "name"]].assign(definition=sets.get("definition"), genes=genes)
+    sets = sets[sets["genes"].str.len().between(min_genes, max_genes)].reset_index(drop=True)
+    attribution = f"{markdown.text(path.name)}: check the license of its author before you redistribute it."
+    return Source(sets, Path(path.name.removesuffix(".gz")).stem, [attribution], [path])
 
 
 def to_rows(sets: pd.DataFrame, *, source: str, analysis: bool = True) -> pd.DataFrame:
-    """Gene sets as TRL rows: id, source, name, genes, prompt and completion (lists of one message each).
+    """Converts gene sets to TRL rows: id, source, name, genes, prompt and completion (lists of one message each).
 
-    With `analysis` the answer has the set's definition and, where `sets` has gene_names, those of its first genes.
+    With `analysis` the answer has the definition of the set and, if `sets` has gene_names, those of its first genes.
     """
     rows = []
     for entry in sets.itertuples():
@@ -81,72 +134,59 @@ def to_rows(sets: pd.DataFrame, *, source: str, analysis: bool = True) -> pd.Dat
 
 def build(
     source: Source,
-    out: Path,
+    output_dir: Path,
     *,
     train_sets: int | None = None,
     eval_sets: int = 150,
-    excluded: Sequence[Path] = (),
+    exclude: Sequence[Path] = (),
     analysis: bool = True,
     seed: int = 0,
+    command: str | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """Writes `train.parquet`, `eval.parquet` and their README into `out`; nothing before all input has been read.
+    """Writes `train.parquet`, `eval.parquet` and their data card to `output_dir`.
 
     Args:
-        source: the gene sets, from a function of `bft_trl.data.sources`.
-        out: folder.
+        source: gene sets.
+        output_dir: folder.
         train_sets, eval_sets: rows of each file; None takes all that remain.
-        excluded: files with evaluation sets that must not leak into either.
-        analysis: answers with the definition; sets without one are left out. False gives the name alone.
-        seed: of the split.
+        exclude: files of evaluation sets that must not leak into either.
+        analysis: answers with the definition; sets without one are dropped. False gives the name alone.
+        seed: seed of the split.
+        command: command line for the data card.
 
-    Returns the two tables of rows. Raises ValueError for values and files that cannot be used.
+    Returns the two tables, by name. Raises ValueError or FileNotFoundError before anything is written.
     """
-    check_folder(out, name="out")
-    if seed < 0:
-        raise ValueError(f"`seed={seed}` must be 0 or more.")
-    evaluation_sets = [read_gene_sets(path) for path in excluded]
-    kept = exclude(source.sets, evaluation_sets)
-    logger.info("%d of %d gene sets remain after excluding evaluation sets", len(kept), len(source.sets))
+    check_folder(output_dir)
+    tests = [read_gene_sets(path) for path in exclude]
+    kept = without_leaks(source.sets, source.sets, tests)
+    logger.info("%d of %d gene sets remain without the evaluation sets", len(kept), len(source.sets))
     if analysis:
-        kept = _defined(kept, source)
-    parts = split(
-        kept, connected_sets(kept), {"eval": eval_sets, "train": train_sets}, rng=np.random.default_rng(seed)
-    )
+        kept = _with_definition(kept, source)
+    sizes = {"eval": eval_sets, "train": train_sets}
+    parts = split(kept, connected_sets(kept), sizes, rng=np.random.default_rng(seed))
     tables = {name: to_rows(part, source=source.label, analysis=analysis) for name, part in parts.items()}
-    files = {out / f"{name}.parquet": table for name, table in tables.items()}
-    command = [f"bft-trl data gene-sets {shlex.join([*source.options, '--out', out.name])}"]
-    command += [f"--max-genes {source.max_genes}", f"--eval-sets {eval_sets}", f"--seed {seed}"]
-    command += [f"--train-sets {train_sets}"] if train_sets is not None else []
-    command += [f"--min-genes {source.min_genes}"] if source.min_genes != 3 else []
-    command += [] if analysis else ["--names-only"]
-    command += [f"--exclude {shlex.join(path.name for path in excluded)}"] if excluded else []
-    rows = pd.concat(tables.values(), ignore_index=True)
     write_data(
-        files,
-        title=source.title,
-        description=f"{source.description} No name and no gene set (Jaccard 0.8) is shared between the files.",
-        extra_column=("median genes", lambda table: f"{table['genes'].str.len().median():.0f}"),
-        exclusion="Evaluation sets kept out, by id, by name and by overlap of the genes; `bft-trl data check` finds:",
-        excluded=[
-            (path.name, len(other), len(find_leaks(rows, other)))
-            for path, other in zip(excluded, evaluation_sets, strict=True)
-        ],
+        output_dir,
+        tables,
+        title=f"Gene sets ({markdown.text(source.label)})",
+        description="Gene sets in TRL's conversational prompt-completion form, with the columns `id`, `source`, "
+        "`name` and `genes`. No name and no gene set (Jaccard index 0.8) is in both files.",
+        excluded=[(path.name, len(test)) for path, test in zip(exclude, tests, strict=True)],
         attribution=source.attribution,
-        inputs=[*source.files, *excluded],
+        inputs=[*source.files, *exclude],
         command=command,
-        unit="sets",
     )
     return tables
 
 
-def _defined(sets: pd.DataFrame, source: Source) -> pd.DataFrame:
-    """The sets with a definition: GO.db 3.16 lacks those of its newest terms, and an analysis would say nothing."""
+def _with_definition(sets: pd.DataFrame, source: Source) -> pd.DataFrame:
+    """Drops sets without a definition, such as the newest terms of GO.db 3.16."""
     defined = sets["definition"].notna()
     if len(sets) and not defined.any():
         files = ", ".join(path.name for path in source.files)
         raise ValueError(
-            f"{files}: no gene set has a definition, which the analysis is made of. Use --names-only "
-            "(`analysis=False`), or a table with a column definition."
+            f"{files}: no gene set has a definition, which the analysis needs. Use --names_only (`analysis=False`), "
+            "or a table with a column definition."
         )
-    logger.info("%d of them have no definition and are left out; --names-only can use them", (~defined).sum())
+    logger.info("%d of them have no definition and are dropped; --names_only keeps them", (~defined).sum())
     return sets[defined].reset_index(drop=True)

@@ -1,41 +1,40 @@
-"""Does the training data hold what it will be tested on? By id, text and phrases, and by overlap of gene sets."""
+"""Leakage of evaluation data into training data: equal ids, equal texts, overlapping gene sets and shared phrases."""
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 JACCARD = 0.8
-# Words in a row that two questions share only if one was copied; the usual length since GPT-3 (arXiv 2005.14165, C).
+# Length in words of a phrase that two questions share only if one was copied, as for GPT-3 (arXiv 2005.14165, C).
 PHRASE = 13
-# A phrase of more texts than this is a form of words, not content; GPT-3's rule as well.
+# A phrase that occurs in more texts than this is a form of words; GPT-3's rule as well.
 COMMON = 10
 REASONS = ("id", "text", "genes", "phrase")
 
 
-def normalised_text(text: str) -> str:
-    """Lower case with runs of anything but letters and digits as one space: 'DNA-repair, ' equals 'dna repair'."""
+def normalize_text(text: str) -> str:
+    """Returns lower-case words separated by single spaces: 'DNA-repair, ' becomes 'dna repair'."""
     return re.sub(r"[\W_]+", " ", text.lower()).strip()
 
 
 def overlapping_sets(
     sets: Sequence[Iterable[str]], others: Sequence[Iterable[str]], *, threshold: float = JACCARD
 ) -> Iterator[tuple[int, int, float]]:
-    """Pairs (i, j, Jaccard index) of `sets[i]` and `others[j]` that share at least `threshold` of their genes.
+    """Yields (i, j, Jaccard index) for each `sets[i]` and `others[j]` with a Jaccard index of at least `threshold`.
 
-    Symbols are compared without regard to case.
-
-    Pairs without a common gene are never looked at: the cost is the number of common genes over all pairs.
+    Symbols are compared without regard to case. The cost is the number of common genes over all pairs.
     """
     other_sets = [frozenset(gene.upper() for gene in genes) for genes in others]
-    holders = defaultdict(list)
+    with_gene = defaultdict(list)
     for j, genes in enumerate(other_sets):
         for gene in genes:
-            holders[gene].append(j)
+            with_gene[gene].append(j)
     for i, symbols in enumerate(sets):
         genes = frozenset(gene.upper() for gene in symbols)
-        common = Counter(j for gene in genes for j in holders.get(gene, ()))
+        common = Counter(j for gene in genes for j in with_gene.get(gene, ()))
         for j, count in common.items():
             jaccard = count / (len(genes) + len(other_sets[j]) - count)
             if jaccard >= threshold:
@@ -43,58 +42,39 @@ def overlapping_sets(
 
 
 def shared_phrases(texts: Sequence[str], others: Sequence[str]) -> set[tuple[int, int]]:
-    """Pairs (i, j) for which `texts[i]` and `others[j]` have `PHRASE` words in a row in common, once normalised.
+    """Returns the pairs (i, j) for which `texts[i]` and `others[j]` share `PHRASE` consecutive normalized words.
 
-    Phrases of more than `COMMON` different texts on one side are left aside: "which of the following ..." is no leak.
+    Phrases in more than `COMMON` different texts on one side do not count.
     """
-    # Equal texts count once, or copies of one question would make its phrases common.
-    copies = _positions(texts)
-    holders: dict[str, list[str]] = defaultdict(list)
-    other_copies = _positions(others)
-    for text in other_copies:
-        for phrase in _phrases(text):
-            holders[phrase].append(text)
-    holders = {phrase: found for phrase, found in holders.items() if len(found) <= COMMON}
-    seen: dict[str, list[str]] = defaultdict(list)
-    for text in copies:
-        for phrase in _phrases(text):
-            if phrase in holders and len(seen[phrase]) <= COMMON:
-                seen[phrase].append(text)
-    pairs = {
-        (text, other)
-        for phrase, found in seen.items()
-        if len(found) <= COMMON
-        for text in found
-        for other in holders[phrase]
-    }
-    return {(i, j) for text, other in pairs for i in copies[text] for j in other_copies[other]}
+    rows, other_rows = _rows_by_text(texts), _rows_by_text(others)
+    other_phrases = _texts_by_phrase(other_rows)
+    phrases = _texts_by_phrase(rows, only=other_phrases)
+    pairs = {(text, other) for phrase, found in phrases.items() for text in found for other in other_phrases[phrase]}
+    return {(i, j) for text, other in pairs for i in rows[text] for j in other_rows[other]}
 
 
 def find_leaks(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
-    """Every way in which a training row gives a test row away, one row each.
+    """Finds the training rows that give a test row away.
 
     Args:
-        train, test: documents as [`bft_trl.data.documents.read_documents`] gives them, or gene sets: columns `id`
-            (None where there is none), `text` (or `name`), and, where they have them, `genes` and `body`, the whole
-            text whose phrases are compared.
+        train, test: documents (see [`bft_trl.data.documents.read_documents`]) or gene sets: columns id (may be
+            missing), text or name and, where they apply, genes and body, the text whose phrases are compared.
 
-    Returns:
-        Columns train_row, test_row (counted from 0), train_id, test_id, reason (one of `REASONS`) and jaccard (NaN
-        unless the reason is "genes").
+    Returns one row per pair and reason: train_row, test_row (counted from 0), train_id, test_id, reason (one of
+    `REASONS`) and jaccard (in [0.8, 1] for the reason "genes", else NaN).
     """
     ids = [table["id"].astype(str).where(table["id"].notna()) for table in (train, test)]
-    # A gene set's name is its text, whatever else its table calls so.
     texts = [table["name" if {"name", "genes"} <= set(table) else "text"].astype(str) for table in (train, test)]
     found = [
-        _equal("id", *ids),
-        _equal("text", *(text.map(normalised_text).replace("", None) for text in texts)),
+        _equal_rows("id", *ids),
+        _equal_rows("text", *(text.map(normalize_text).replace("", None) for text in texts)),
     ]
     if "genes" in train and "genes" in test:
-        pairs = overlapping_sets(train["genes"].tolist(), test["genes"].tolist())
+        pairs = sorted(overlapping_sets(train["genes"].tolist(), test["genes"].tolist()))
         found.append(pd.DataFrame(pairs, columns=["train_row", "test_row", "jaccard"]).assign(reason="genes"))
-    else:  # names of processes have long phrases in common that give nothing away
-        bodies = [table.get("body", text) for table, text in zip((train, test), texts, strict=True)]
-        phrases = sorted(shared_phrases(bodies[0].tolist(), bodies[1].tolist()))
+    else:  # long names of processes share phrases without being the same process
+        bodies = [table.get("body", text).tolist() for table, text in zip((train, test), texts, strict=True)]
+        phrases = sorted(shared_phrases(*bodies))
         found.append(pd.DataFrame(phrases, columns=["train_row", "test_row"]).assign(reason="phrase"))
     leaks = pd.concat([part for part in found if len(part)] or found[:1], ignore_index=True)
     leaks = leaks.reindex(columns=["train_row", "test_row", "reason", "jaccard"]).astype({"jaccard": float})
@@ -104,8 +84,14 @@ def find_leaks(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
     return leaks
 
 
+def without_leaks(table: pd.DataFrame, documents: pd.DataFrame, tests: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Returns the rows of `table` whose `documents` (in the same order) do not leak into any of `tests`."""
+    leaked = {row for test in tests for row in find_leaks(documents, test)["train_row"]}
+    return table.drop(index=table.index[sorted(leaked)]).reset_index(drop=True)
+
+
 def connected_sets(table: pd.DataFrame) -> list[list[int]]:
-    """Groups of row numbers that no split may tear apart: chains of sets that share their name or their genes."""
+    """Returns groups of row numbers that a split keeps together: chains of sets that share their name or genes."""
     parent = list(range(len(table)))
 
     def root(i: int) -> int:
@@ -118,7 +104,7 @@ def connected_sets(table: pd.DataFrame) -> list[list[int]]:
     for i, j, _ in overlapping_sets(genes, genes):
         parent[root(i)] = root(j)
     first: dict[str, int] = {}
-    for i, name in enumerate(table["name"].map(normalised_text)):
+    for i, name in enumerate(table["name"].map(normalize_text)):
         parent[root(i)] = root(first.setdefault(name, i))
     groups = defaultdict(list)
     for i in range(len(table)):
@@ -126,8 +112,43 @@ def connected_sets(table: pd.DataFrame) -> list[list[int]]:
     return list(groups.values())
 
 
-def _equal(reason: str, train: pd.Series, test: pd.Series) -> pd.DataFrame:
-    """Pairs of rows with the same value; missing values equal nothing."""
+def split(
+    table: pd.DataFrame, groups: Sequence[Sequence[int]], sizes: Mapping[str, int | None], *, rng: np.random.Generator
+) -> dict[str, pd.DataFrame]:
+    """Splits `table` into disjoint random parts, in each of which the rows keep their order.
+
+    Args:
+        table: rows.
+        groups: row numbers (from 0) that stay together; each row is in one group.
+        sizes: rows of each part, filled in this order; None takes all that remain.
+        rng: decides the order. A group that does not fit into a part is left for the next.
+
+    Raises ValueError if there are not enough rows.
+    """
+    order = [groups[i] for i in rng.permutation(len(groups))]
+    parts = {}
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name}: {size} rows requested; request 1 or more.")
+        taken: list[int] = []
+        remaining = []
+        for group in order:
+            if size is None or len(taken) + len(group) <= size:
+                taken += group
+            else:
+                remaining.append(group)
+        if len(taken) < (1 if size is None else size):
+            raise ValueError(
+                f"{name}: {size or 'some'} rows requested, {len(taken)} left of {len(table)} after the parts before. "
+                "Request fewer."
+            )
+        parts[name] = table.iloc[sorted(taken)].reset_index(drop=True)
+        order = remaining
+    return parts
+
+
+def _equal_rows(reason: str, train: pd.Series, test: pd.Series) -> pd.DataFrame:
+    """Returns the pairs of rows with the same value; missing values match no value."""
     tables = [
         pd.DataFrame({"key": column.to_numpy(), row: range(len(column))}).dropna()
         for column, row in ((train, "train_row"), (test, "test_row"))
@@ -135,13 +156,20 @@ def _equal(reason: str, train: pd.Series, test: pd.Series) -> pd.DataFrame:
     return pd.merge(*tables, on="key")[["train_row", "test_row"]].assign(reason=reason)
 
 
-def _positions(texts: Sequence[str]) -> dict[str, list[int]]:
-    found = defaultdict(list)
+def _rows_by_text(texts: Sequence[str]) -> dict[str, list[int]]:
+    """Returns the row numbers of each normalized text. Copies of a text count once as users of a phrase."""
+    rows = defaultdict(list)
     for i, text in enumerate(texts):
-        found[normalised_text(text)].append(i)
-    return found
+        rows[normalize_text(text)].append(i)
+    return rows
 
 
-def _phrases(text: str) -> set[str]:
-    words = text.split()
-    return {" ".join(words[i : i + PHRASE]) for i in range(len(words) - PHRASE + 1)}
+def _texts_by_phrase(texts: Iterable[str], *, only: Mapping[str, object] | None = None) -> dict[str, list[str]]:
+    """Returns the texts of each phrase (of those in `only`), without phrases of more than `COMMON` texts."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for text in texts:
+        words = text.split()
+        for phrase in {" ".join(words[i : i + PHRASE]) for i in range(len(words) - PHRASE + 1)}:
+            if (only is None or phrase in only) and len(found[phrase]) <= COMMON:
+                found[phrase].append(text)
+    return {phrase: users for phrase, users in found.items() if len(users) <= COMMON}

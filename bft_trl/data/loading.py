@@ -1,4 +1,4 @@
-"""Rows to train on or to look at, from the Hub, a folder or a file, in one of TRL's formats."""
+"""Rows to train on or to inspect, from the Hub, a folder or a file, in one of TRL's formats."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,50 +10,49 @@ from datasets.exceptions import DatasetGenerationError
 from bft_trl.data.gene_sets import load_gene_sets
 from bft_trl.prompts import conversation
 
-_KINDS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
 def load_splits(name: str, *, config: str | None = None, streaming: bool = False) -> Any:
-    """The splits of a data set by name; a file has "train" alone.
+    """Loads the splits of a data set; a file has the split "train" alone.
 
     Args:
         name: Hub id, folder, or a JSON, JSON lines, parquet or CSV file.
         config: configuration on the Hub.
         streaming: read while training.
 
-    Raises ValueError or FileNotFoundError that names the argument.
+    Returns a DatasetDict, or an IterableDatasetDict. Raises ValueError or OSError for data that cannot be read.
     """
     path = Path(name)
-    kind = _KINDS.get(path.suffix)
-    if kind and not path.is_file():
+    builder = _FORMATS.get(path.suffix)
+    if builder and not path.is_file():
         raise FileNotFoundError(f"`dataset_name={name!r}`: no such file.")
-    if kind and not path.stat().st_size:
-        raise ValueError(f"`dataset_name={name!r}`: the file is empty.")
-    if path.is_file() and not kind:
+    if path.is_file() and not builder:
         raise ValueError(f"`dataset_name={name!r}`: use a .json, .jsonl, .parquet or .csv file.")
-    options: dict[str, Any] = {"streaming": streaming} | ({"data_files": name} if kind else {})
     try:
-        return load_dataset(*([kind] if kind else [name, config]), **options)
+        if builder:
+            return load_dataset(builder, data_files=name, streaming=streaming)
+        return load_dataset(name, config, streaming=streaming)
     except DatasetGenerationError as error:
         raise ValueError(f"`dataset_name={name!r}` cannot be read: {error.__cause__ or error}") from error
 
 
 def load_split(splits: Any, split: str, name: str, *, argument: str) -> Any:
-    """One of the splits. Raises ValueError that names `argument` and those that there are."""
+    """Returns one of the splits of the data set `name`. Raises ValueError that names `argument` and the splits."""
     if split not in splits:
         raise ValueError(f"`{argument}={split!r}` is not in {name!r}; it has {list(splits)}.")
     return splits[split]
 
 
 def as_conversations(rows: Any, *, prompt_column: str | None, completion_columns: Sequence[str] | None) -> Any:
-    """Rows of any question-and-answer table in TRL's conversational form, beside their other columns.
+    """Converts rows to TRL's conversational prompt-completion form. Other columns are kept.
 
     Args:
-        rows: the data, or a stream.
-        prompt_column: the user's turn.
-        completion_columns: joined to the assistant's turn, a blank line between.
+        rows: data set, or a stream.
+        prompt_column: column of the user turn.
+        completion_columns: columns that are joined to the assistant turn, separated by blank lines.
 
-    Raises ValueError for columns that are not there, and for cells without text.
+    Returns the data set or stream. Raises ValueError for missing columns and for cells without text.
     """
     columns = [prompt_column or "", *(completion_columns or [])]
     missing = [name for name in columns if name not in (rows.column_names or columns)]
@@ -66,12 +65,10 @@ def as_conversations(rows: Any, *, prompt_column: str | None, completion_columns
     def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
         for name in columns:
             if not isinstance(row[name], str):
-                raise ValueError(
-                    f"Column '{name}' has no text in row {index}: {row[name]!r}. Fill in or drop such rows."
-                )
+                raise ValueError(f"Column '{name}' has no text in row {index}: {row[name]!r}. Fill it in or drop it.")
         return conversation(row[columns[0]], "\n\n".join(row[name] for name in columns[1:]))
 
-    # Other columns stay (id, source, weight, ...), but for those that TRL would take for a format of their own.
+    # "messages" and "text" would be taken for a format of their own.
     dropped = [name for name in rows.column_names or [] if name in {*columns, "messages", "text"}]
     return rows.map(convert, with_indices=True, remove_columns=dropped)
 

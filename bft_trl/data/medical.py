@@ -1,144 +1,159 @@
-"""Medical questions in one form, to train and to evaluate on: from a local folder or from the Hub and publishers."""
+"""Medical questions in one form, for training and evaluation: from a local folder, the Hub or the publisher."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from bft_trl.data.download import content_hash, fetch, hub_table
-from bft_trl.data.tables import READERS, ids_as_text, read_json_object, read_table
+from bft_trl.data.download import fetch, hub_table
+from bft_trl.data.tables import READERS, ids_as_text, map_rows, read_json_object, read_table
 from bft_trl.prompts import choice_answer, choice_prompt, conversation, lettered
 
 MMLU_SUBJECTS = (
-    "anatomy",
-    "clinical_knowledge",
-    "college_biology",
-    "college_medicine",
-    "medical_genetics",
+    *("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics"),
     "professional_medicine",
 )
+# PubMedQA's files at a fixed commit of its repository, with their SHA-256.
 _PUBMEDQA = "https://raw.githubusercontent.com/pubmedqa/pubmedqa/1cbae8e92f72f20c8d3747cbb3bf5bc53554d997/data"
-_NO_OPTIONS = {"yes": "", "no": "", "maybe": ""}  # PubMedQA's labels say all
-# What a question is made of. Options are empty where the labels say all; without labels, the answer is free text.
-COLUMNS = ("id", "question", "context", "labels", "options", "answer", "explanation")
+PUBMEDQA_FILES: Mapping[str, str] = {
+    f"{_PUBMEDQA}/ori_pqal.json": "8b3276be8942ebbd77f3ddcda12c1749bf0e490045a736fd8438ee40cf37a41d",
+    f"{_PUBMEDQA}/test_ground_truth.json": "939fe566f09017d13b1ca64d2ddfee0bc2374b366048152997669cccedc44d51",
+}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: where it is, what it looks like there, and how a row becomes a question."""
+    """A data set and its published columns.
 
-    licence: str
+    Attributes:
+        license: license and data set, for the data card.
+        columns: columns that a file must have.
+        question: columns that make up the question.
+        answer: column with the index of the right option, one of `labels`, or free text.
+        options: columns of the options, or one column with lists of them.
+        labels: answers, if there are no options.
+        explanation, context: columns of the explanation and of a list of paragraphs before the question, if any.
+        train, test: splits for training and for evaluation.
+        hub: id, configuration and commit on the Hub.
+    """
+
+    license: str
     columns: tuple[str, ...]
-    stem: Callable[[Mapping[str, Any]], tuple[str, str]]  # question and context
-    answer: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # labels, options, answer, explanation
+    question: tuple[str, ...]
+    answer: str
+    options: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    explanation: str = ""
+    context: str | None = None
     train: str = "train"
     test: str = "test"
-    hub: tuple[str, str | None] | None = None
+    hub: tuple[str, str | None, str] | None = None
+
+    def texts(self, row: Mapping[str, Any]) -> tuple[str, str]:
+        """Returns the question and its context, one paragraph per line, or ""."""
+        question = " ".join(_text(row[column]) for column in self.question).strip()
+        return question, "\n".join(_list(row, self.context)) if self.context else ""
+
+    def convert(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns question, context, labels, options, answer and explanation of a row. Raises ValueError."""
+        question, context = self.texts(row)
+        if not question:
+            raise ValueError("has no question")
+        answer, choices = row[self.answer], dict.fromkeys(self.labels, "")
+        if self.options:
+            listed = len(self.options) == 1
+            choices = lettered(_list(row, self.options[0]) if listed else [_text(row[name]) for name in self.options])
+            if not isinstance(answer, int | float) or answer not in range(len(choices)):
+                raise ValueError(f"{self.answer} {answer!r} is not one of 0 to {len(choices) - 1}")
+            answer = list(choices)[int(answer)]
+        elif self.labels and answer not in self.labels:
+            raise ValueError(f"{self.answer} {answer!r} is not one of {', '.join(self.labels)}")
+        return {
+            "question": question,
+            "context": context,
+            "labels": list(choices),
+            "options": list(choices.values()),
+            "answer": _text(answer),
+            "explanation": _text(row.get(self.explanation)) or None,
+        }
 
 
-def _choices(options: Mapping[str, str], answer: Any) -> dict[str, Any]:
-    """Labels, options and the label of `answer`, which counts from 0."""
-    labels = list(options)
-    if not (isinstance(answer, int | float) and answer in range(len(labels))):
-        raise ValueError(f"answer {answer!r} is not one of 0 to {len(labels) - 1}")
-    return {"labels": labels, "options": list(options.values()), "answer": labels[int(answer)]}
-
-
-def _medqa(row: Mapping[str, Any]) -> dict[str, Any]:
-    return _choices(lettered([_text(row[f"ending{i}"]) for i in range(4)]), row["label"])
-
-
-def _medmcqa(row: Mapping[str, Any]) -> dict[str, Any]:
-    options = lettered([_text(row[f"op{letter}"]) for letter in "abcd"])
-    return _choices(options, row["cop"]) | {"explanation": row.get("exp")}
-
-
-def _pubmedqa(row: Mapping[str, Any]) -> dict[str, Any]:
-    if row["final_decision"] not in _NO_OPTIONS:
-        raise ValueError(f"final_decision {row['final_decision']!r} is not yes, no or maybe")
-    options = {"labels": list(_NO_OPTIONS), "options": list(_NO_OPTIONS.values())}
-    return options | {"answer": row["final_decision"], "explanation": row.get("LONG_ANSWER")}
-
-
-def _mmlu(row: Mapping[str, Any]) -> dict[str, Any]:
-    return _choices(lettered([_text(choice) for choice in _list(row, "choices")]), row["answer"])
-
-
-def _medical_o1(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"answer": _text(row["Response"]), "explanation": row["Complex_CoT"]}
-
-
-def _list(row: Mapping[str, Any], column: str) -> list[Any]:
+def _list(row: Mapping[str, Any], column: str) -> list[str]:
     if isinstance(row[column], str) or not isinstance(row[column], Iterable):
-        raise ValueError(f"{column} {str(row[column])[:30]!r} is no list: use parquet or JSON, which have lists")
-    return list(row[column])
+        raise ValueError(f"{column} {str(row[column])[:30]!r} is not a list: use parquet or JSON")
+    return [_text(value) for value in row[column]]
 
 
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else "" if value is None or value != value else str(value)
+
+
+_ENDINGS, _OP = tuple(f"ending{i}" for i in range(4)), ("opa", "opb", "opc", "opd")
 SOURCES: Mapping[str, Source] = {
     "medqa": Source(
         "MIT (MedQA)",
-        ("id", "sent1", "sent2", "ending0", "ending1", "ending2", "ending3", "label"),
-        lambda row: (f"{_text(row['sent1'])} {_text(row['sent2'])}".strip(), ""),
-        _medqa,
-        hub=("GBaker/MedQA-USMLE-4-options-hf", None),
+        columns=("id", "sent1", "sent2", *_ENDINGS, "label"),
+        question=("sent1", "sent2"),
+        options=_ENDINGS,
+        answer="label",
+        hub=("GBaker/MedQA-USMLE-4-options-hf", None, "17af9355ef89fba60de966eabaeba797c695f86e"),
     ),
     "medmcqa": Source(
         "MIT (MedMCQA)",
-        ("id", "question", "opa", "opb", "opc", "opd", "cop"),
-        lambda row: (_text(row["question"]), ""),
-        _medmcqa,
+        columns=("id", "question", *_OP, "cop"),
+        question=("question",),
+        options=_OP,
+        answer="cop",
+        explanation="exp",
         test="validation",  # the answers of its test split are not public
-        hub=("openlifescienceai/medmcqa", None),
+        hub=("openlifescienceai/medmcqa", None, "91c6572c454088bf71b679ad90aa8dffcd0d5868"),
     ),
     "pubmedqa": Source(
         "MIT (PubMedQA)",
-        ("id", "QUESTION", "CONTEXTS", "final_decision"),
-        lambda row: (_text(row["QUESTION"]), "\n".join(_text(part) for part in _list(row, "CONTEXTS"))),
-        _pubmedqa,
+        columns=("id", "QUESTION", "CONTEXTS", "final_decision"),
+        question=("QUESTION",),
+        labels=("yes", "no", "maybe"),
+        answer="final_decision",
+        explanation="LONG_ANSWER",
+        context="CONTEXTS",
     ),
     "mmlu_medical": Source(
         "MIT (MMLU)",
-        ("question", "subject", "choices", "answer"),
-        lambda row: (_text(row["question"]), ""),
-        _mmlu,
-        train="validation",  # its "auxiliary_train" is not medical
-        hub=("cais/mmlu", "all"),
+        columns=("question", "subject", "choices", "answer"),
+        question=("question",),
+        options=("choices",),
+        answer="answer",
+        train="validation",  # auxiliary_train is not medical
+        hub=("cais/mmlu", "all", "c30699e8356da336a370243923dbaf21066bb9fe"),
     ),
     "medical_o1": Source(
         "Apache-2.0 (medical-o1-reasoning-SFT)",
-        ("Question", "Complex_CoT", "Response"),
-        lambda row: (_text(row["Question"]), ""),
-        _medical_o1,
-        hub=("FreedomIntelligence/medical-o1-reasoning-SFT", "en"),
+        columns=("Question", "Complex_CoT", "Response"),
+        question=("Question",),
+        answer="Response",
+        explanation="Complex_CoT",
+        hub=("FreedomIntelligence/medical-o1-reasoning-SFT", "en", "fc2c9e8a37b38f38da6d449564a8c350b244aef4"),
     ),
-}
-# Of the questions as `content_hash` gives it, where somebody has seen them.
-KNOWN: Mapping[tuple[str, str], str] = {
-    ("pubmedqa", "test"): "973470ba1e34173ac9b24347938119b6217b64d38329324b5c8b896935ca7594",
-    ("pubmedqa", "train"): "6055f4a58d88b44af5bb7160981c7da72411fb473913fed329c66c71736dfbc2",
 }
 
 
 def load_questions(
     source: str, *, split: str | None = None, data_dir: str | Path | None = None, drop_unanswered: bool = False
 ) -> pd.DataFrame:
-    """Questions of a data set, one row each.
+    """Loads the questions of a data set.
 
     Args:
-        source: a key of `SOURCES`.
-        split: the data set's name of it; None takes what is evaluated on.
-        data_dir: folder with `<source>_<split>.parquet` (or .jsonl, .json, .csv, .tsv) in the columns of the
-            published data; None takes the Hub or the publisher, and keeps it.
-        drop_unanswered: leave rows without an answer out (MedMCQA marks them with -1) instead of refusing them.
+        source: key of `SOURCES`.
+        split: published name of the split; None for the one used in evaluation.
+        data_dir: folder with `<source>_<split>.parquet` (or .jsonl, .json, .csv, .tsv) in the published columns; None
+            for a cached download.
+        drop_unanswered: drop rows without an answer (-1 in MedMCQA) instead of raising ValueError.
 
-    Returns:
-        Columns id, question, context ("" for none), labels, options (lists of equal length), answer (a label, or
-        text where there are no labels) and explanation (None for none).
-
-    Raises FileNotFoundError or another OSError where the data are not to be had, ValueError that names the file, the
-    row and what is wrong with it.
+    Returns one row per question: id, question, context ("" for none), labels, options (lists of equal length; empty
+    texts where the labels are the answers, both empty for free text), answer (a label or free text) and explanation
+    (None for none). Raises OSError if the data cannot be loaded, ValueError with file and row if they are invalid.
     """
     if source not in SOURCES:
         raise ValueError(f"`source={source!r}` is not known: choose one of {', '.join(SOURCES)}.")
@@ -147,58 +162,37 @@ def load_questions(
     if data_dir is not None:
         path = local_file(Path(data_dir), f"{source}_{split}")
         table, where = read_table(path, known.columns), str(path)
-    elif source == "pubmedqa":
+    elif known.hub is None:
         table, where = _download_pubmedqa(split), "PubMedQA"
     else:
-        assert known.hub is not None
-        table, where = hub_table(*known.hub, split), known.hub[0]
-    questions = as_questions(table, source, where=where, split=split, drop_unanswered=drop_unanswered)
-    if data_dir is None and content_hash(questions) != KNOWN.get((source, split), content_hash(questions)):
-        raise ValueError(f"{where}, {split}: other questions than expected (sha256 {content_hash(questions)}).")
-    return questions
+        table, where = hub_table(*known.hub, split=split), known.hub[0]
+    return as_questions(table, source, where=where, split=split, drop_unanswered=drop_unanswered)
 
 
 def as_questions(
     table: pd.DataFrame, source: str, *, where: str, split: str = "", drop_unanswered: bool = False
 ) -> pd.DataFrame:
-    """A table in a data set's published columns as questions: see [`load_questions`]. `where` is for messages."""
+    """Converts a table in the published columns to questions: see [`load_questions`]. `where` prefixes errors."""
     if source == "mmlu_medical":
         table = table[table["subject"].isin(MMLU_SUBJECTS)].reset_index(drop=True)
-        if table.empty:
-            raise ValueError(f"{where}: has none of the subjects {', '.join(MMLU_SUBJECTS)}.")
     if source == "medmcqa" and drop_unanswered:
         table = table[table["cop"] >= 0].reset_index(drop=True)
-    defaults: dict[str, Any] = {"context": "", "labels": [], "options": [], "explanation": None}
-    ids = (
-        ids_as_text(table["id"], where=where)
-        if "id" in table
-        else pd.Series(f"{source}-{split}-" + table.index.astype(str))
-    )
-    rows = []
-    for i, row in enumerate(table.to_dict("records")):
-        try:
-            stem, context = SOURCES[source].stem(row)
-            question = defaults | dict(SOURCES[source].answer(row)) | {"question": stem, "context": context}
-            if not stem:
-                raise ValueError("has no question")
-            if ids[i] is None:
-                raise ValueError("has no id")
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}: row {i} (counted from 0): {error}.") from error
-        explanation = question["explanation"]
-        question["explanation"] = explanation.strip() or None if isinstance(explanation, str) else None
-        rows.append(question | {"id": ids[i]})
-    questions = pd.DataFrame(rows, columns=list(COLUMNS))
-    repeated = questions["id"][questions["id"].duplicated()].tolist()
-    if repeated:
-        raise ValueError(f"{where}: repeated id {', '.join(repeated[:5])}.")
+    if table.empty:
+        raise ValueError(f"{where}: has no answered questions, or none of the subjects {', '.join(MMLU_SUBJECTS)}.")
+    questions = pd.DataFrame(map_rows(SOURCES[source].convert, table, where=where))
+    numbered = pd.Series(f"{source}-{split}-" + table.index.astype(str))
+    ids = ids_as_text(table["id"], where=where) if "id" in table else numbered
+    wrong = ids[ids.isna() | ids.duplicated()]
+    if len(wrong):
+        raise ValueError(f"{where}: row {wrong.index[0]} (counted from 0): missing or repeated id {wrong.iloc[0]}.")
+    questions.insert(0, "id", ids)
     return questions
 
 
 def question_row(question: Mapping[str, Any], *, source: str, reasoning: bool = True) -> dict[str, Any]:
-    """A question as a TRL row: id, source, question, and prompt and completion of one message each.
+    """Converts a question to a TRL row: id, source, question, and prompt and completion of one message each.
 
-    With `reasoning` the explanation, where there is one, goes before the answer, and the prompt asks for it.
+    With `reasoning` an explanation is written before the answer, and the prompt asks for it.
     """
     explanation = (question["explanation"] or "") if reasoning else ""
     if len(question["labels"]):
@@ -213,7 +207,7 @@ def question_row(question: Mapping[str, Any], *, source: str, reasoning: bool = 
 
 
 def local_file(folder: Path, stem: str) -> Path:
-    """The table `stem` in a folder, of any kind that is known. Raises FileNotFoundError where there is none."""
+    """Returns the table `stem` in a folder, in any supported format. Raises FileNotFoundError."""
     if not folder.is_dir():
         raise FileNotFoundError(f"`data_dir={str(folder)!r}`: no such folder.")
     for suffix in READERS:
@@ -223,13 +217,8 @@ def local_file(folder: Path, stem: str) -> Path:
 
 
 def _download_pubmedqa(split: str) -> pd.DataFrame:
-    """The 500 official test questions, or the 500 others."""
+    """Returns the 500 official test questions, or the 500 others."""
     if split not in ("train", "test"):
         raise ValueError(f"`split={split!r}`: PubMedQA has train and test.")
-    labelled = read_json_object(fetch(f"{_PUBMEDQA}/ori_pqal.json"))
-    test = read_json_object(fetch(f"{_PUBMEDQA}/test_ground_truth.json"))
-    return pd.DataFrame([row | {"id": key} for key, row in labelled.items() if (key in test) == (split == "test")])
-
-
-def _text(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else "" if value is None or value != value else str(value)
+    labeled, test = (read_json_object(fetch(url, sha256=sha256)) for url, sha256 in PUBMEDQA_FILES.items())
+    return pd.DataFrame([row | {"id": key} for key, row in labeled.items() if (key in test) == (split == "test")])
