@@ -22,9 +22,9 @@ _MAX_LOG = 20.0
 class Changes(NamedTuple):
     """Changes of P perturbations in G genes against control cells, in log expression.
 
-    `train` and `test` are the same perturbations against different halves of the control cells. A predictor is fitted to
-    `train` of some perturbations and compared with `test` of others, so it has seen none of the cells that it is
-    compared with. From a table both are the same.
+    `train` and `test` are the same perturbations against different halves of the control cells: a predictor that is
+    fitted to `train` of some perturbations is compared with `test` of others, and both share no cell. From a table
+    they are the same.
     """
 
     perturbations: list[str]
@@ -33,32 +33,6 @@ class Changes(NamedTuple):
     test: np.ndarray  # (P, G) float64
     significant: np.ndarray | None  # (P, G) bool; None if unknown
     report: dict[str, Any]
-
-
-def read_changes(
-    data: Path,
-    *,
-    perturbation_column: str | None = None,
-    control: str | None = None,
-    raw_counts: bool = False,
-    min_cells: int | None = None,
-    seed: int = 0,
-) -> Changes:
-    """Reads changes from an AnnData (.h5ad; see [`changes_of_cells`]) or a table (see [`changes_of_table`])."""
-    if data.suffix != ".h5ad":
-        if raw_counts or perturbation_column is not None or min_cells is not None:
-            raise ValueError("`perturbation_column`, `raw_counts` and `min_cells` need AnnData (.h5ad).")
-        return changes_of_table(data, control=control)
-    if perturbation_column is None or control is None:
-        raise ValueError("AnnData needs `perturbation_column` and `control`.")
-    return changes_of_cells(
-        read_anndata(data),
-        column=perturbation_column,
-        control=control,
-        raw_counts=raw_counts,
-        min_cells=MIN_CELLS if min_cells is None else min_cells,
-        rng=np.random.default_rng(seed),
-    )
 
 
 def read_anndata(path: Path) -> Any:
@@ -71,11 +45,8 @@ def read_anndata(path: Path) -> Any:
         cells = anndata.read_h5ad(path)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: cannot be read as h5ad ({error}). Is the file complete?") from error
-    if cells.X is None or not cells.n_obs or not cells.n_vars:
-        raise ValueError(f"{path}: has no expression matrix X with cells and genes; its shape is {cells.shape}.")
-    if not cells.var_names.is_unique:
-        repeated = cells.var_names[cells.var_names.duplicated()][0]
-        raise ValueError(f"{path}: the gene {repeated!r} is repeated in var_names; make them unique.")
+    if cells.X is None or not cells.var_names.is_unique:
+        raise ValueError(f"{path}: needs an expression matrix X and unique var_names.")
     return cells
 
 
@@ -156,7 +127,7 @@ def changes_of_table(path: Path, *, control: str | None = None) -> Changes:
     missing = (names == "") | genes.isna() | (genes == "")
     if missing.any():
         raise ValueError(
-            f"{path}: {missing.sum()} rows lack a perturbation or a gene, the first is row {missing.argmax()} (from 0)."
+            f"{path}: {missing.sum()} rows lack a perturbation or a gene, the first is row {missing.argmax()}."
         )
     table = pd.DataFrame({"perturbation": names, "gene": genes, **numbers})[names != control]
     repeated = table.duplicated(["perturbation", "gene"])

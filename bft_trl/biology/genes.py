@@ -47,8 +47,7 @@ def warn_of_outdated(genes: Sequence[str], hgnc: Path) -> dict[str, str]:
 
     Args:
         genes: symbols.
-        hgnc: HGNC's complete set (hgnc_complete_set.txt): tab-separated, with symbol, prev_symbol and alias_symbol, the
-            last two separated by "|".
+        hgnc: HGNC's complete set (hgnc_complete_set.txt), tab-separated.
 
     Returns:
         Outdated symbol to current symbol.

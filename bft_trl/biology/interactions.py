@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ class Scored(NamedTuple):
     test: pd.DataFrame  # gene_a, gene_b, label, no_shared_term
     probabilities: dict[str, np.ndarray]  # (draws, N) by name: several draws of random and shuffled vectors
     details: dict[str, dict[str, Any]]  # chosen classifier, AUROC of each on the validation pairs, made_of
-    vectors: dict[str, Vectors]
+    vectors: Mapping[str, Vectors]
     coverage: dict[str, float]
     settings: dict[str, Any]
 
@@ -64,17 +64,13 @@ def run_interactions(
 ) -> pd.DataFrame:
     """Fits classifiers on each set of vectors and on the controls, compares them, and writes the results.
 
-    All are compared on the pairs for which every vector set has both genes. The predictions of each vector set and
-    control are kept in `output_dir`/predictions; another call with the same data uses them.
-
     Args:
         train, valid, test: tables of gene_a, gene_b and label; see [`read_pairs`]. `valid` chooses the classifier.
         vectors: tables of gene and vector; the file's stem is the name.
-        output_dir: folder for the results; see [`write_results`].
-        gene_sets: for the control "go" and the map; None takes those that ship with the package.
+        output_dir: folder for the results; see [`write_results`]. Its predictions are used again if the inputs agree.
+        gene_sets, color_by: of the control "go" and the map; see [`gene_sets_and_color`].
         training_sets: gene sets of the adapter's training data, or its training rows; None takes those that ship.
         baseline: vector set or control that the page compares with.
-        color_by: id or name of the gene set that the map shows in color.
         seed: of the classifiers, the random vectors and the bootstrap.
         n_resamples: of the bootstrap over genes.
 
@@ -91,67 +87,52 @@ def run_interactions(
     sets, color = gene_sets_and_color(gene_sets, color_by, named)
     splits = {"train": train, "valid": valid, "test": test}
     scored = score_interactions(splits, named, output_dir, sets=sets, training_sets=training_sets, seed=seed)
-    scored.settings.update({f"{name}_hash": file_hash(path) for name, path in splits.items()})
-    results = interaction_results(scored, color_by=color, seed=seed, n_resamples=n_resamples)
-    return write_results(results, output_dir, baseline=baseline)
+    return write_results(_results(scored, color, seed, n_resamples), output_dir, baseline=baseline)
 
 
 def score_interactions(
     splits: Mapping[str, Path],
-    vectors: Mapping[str, Vectors],
+    named: Mapping[str, Vectors],
     output_dir: Path,
     *,
     sets: pd.DataFrame,
     training_sets: Path | None = None,
     seed: int = 0,
 ) -> Scored:
-    """Fits the classifiers and predicts the test pairs. Arguments as for [`run_interactions`]."""
+    """Fits the classifiers and predicts the test pairs for which every vector set has both genes.
+
+    Arguments as for [`run_interactions`]; `sets` are the gene sets of the control "go".
+    """
     read = {name: read_pairs(path) for name, path in splits.items()}
     learned = shipped_sets("train") if training_sets is None else _read_sets(training_sets)
-    everything = {name: split.pairs for name, split in read.items()}
-    shared = shared_genes(everything)
+    shared = shared_genes({name: split.pairs for name, split in read.items()})
     if any(found["genes"] for found in shared.values()):
         logger.warning(
             "The splits share genes (%s): a classifier can memorize genes. See the controls 'identity' and 'degree'.",
             ", ".join(f"{which} {found['genes']}" for which, found in shared.items() if found["genes"]),
         )
-    pairs, coverage = _covered(everything, vectors)
-    for name, split in pairs.items():
-        if split["label"].nunique() < 2:
-            raise ValueError(f"`{name}`: only one label is left among {len(split)} pairs; both are needed.")
+    pairs, coverage = _covered({name: split.pairs for name, split in read.items()}, named)
     test = pairs["test"].assign(no_shared_term=~share_a_term(pairs["test"], learned))
     logger.info("%d of %d test pairs share no training set.", test["no_shared_term"].sum(), len(test))
     probabilities: dict[str, np.ndarray] = {}
     details: dict[str, dict[str, Any]] = {}
-    progress = tqdm(pair_inputs(pairs, vectors, sets, seed=seed).items(), desc="Interactions", unit="model")
+    progress = tqdm(pair_inputs(pairs, named, sets, seed=seed).items(), desc="Interactions", unit="model")
     for name, given in progress:
         progress.set_postfix_str(name)
         file = output_dir / "predictions" / f"{name}.parquet"
         probabilities[name], details[name] = _predictions(file, given, pairs, seed=seed)
-    settings = {
+    settings = {f"{name}_hash": file_hash(path) for name, path in splits.items()} | {
         "splits": {name: split.report for name, split in read.items()},
         "shared": shared,
+        "n_test": len(test),
         "n_no_shared_term": int(test["no_shared_term"].sum()),
         "seed": seed,
     }
-    return Scored(test, probabilities, details, dict(vectors), coverage, settings)
+    return Scored(test, probabilities, details, named, coverage, settings)
 
 
-def interaction_results(
-    scored: Scored, *, color_by: tuple[str, set[str]], seed: int = 0, n_resamples: int = 9999
-) -> TaskResults:
-    """Returns metrics with intervals over genes, tests and plots.
-
-    AUROC and average precision are on all test pairs and on those whose genes are together in no training set
-    ("_no_shared_term"). In the scores, their units are the positive pairs (see [`ranking_by_positive`]); those of the
-    Brier score are all pairs.
-
-    Args:
-        scored: see [`score_interactions`].
-        color_by: name and genes of the set that the map of the vectors shows.
-        seed: of the bootstrap.
-        n_resamples: of the genes.
-    """
+def _results(scored: Scored, color: tuple[str, set[str]], seed: int, n_resamples: int) -> TaskResults:
+    """Metrics with intervals over genes, on all test pairs and on those of no training set ("_no_shared_term")."""
     scores = pd.concat(
         [
             _scores(draw, scored.test).assign(model=name, seed=scored.settings["seed"] + number)
@@ -161,11 +142,10 @@ def interaction_results(
         ignore_index=True,
     )
     resampled = _resampled(scored, np.random.default_rng(seed), n_resamples)
+    labels, none = scored.test["label"].to_numpy(), np.empty(0)
     estimates: dict[str, dict[str, Estimate]] = {name: {} for name in scored.probabilities}
-    none = np.empty(0)
     for (name, metric), value in scores.groupby(["model", "metric"], sort=False)["score"].mean().items():
         estimates[name][metric] = interval(value, resampled.get((name, metric), none))
-    labels = scored.test["label"].to_numpy()
     for name, draws in scored.probabilities.items():
         error = np.mean([calibration_error(draw, labels) for draw in draws])
         estimates[name]["calibration_error"] = interval(float(error), none)
@@ -174,13 +154,10 @@ def interaction_results(
         difference = resampled[one, metric] - resampled[other, metric]
         found = interval(estimates[one][metric].value - estimates[other][metric].value, difference)
         p = bootstrap_p(difference)
-        return {"difference": found.value, "low": found.low, "high": found.high, "p": p, "n": len(scored.test)}
+        return {"difference": found.value, "low": found.low, "high": found.high, "p": p, "n": len(labels)}
 
-    # Of several draws, the first is shown.
-    first = {
-        name if len(draws) == 1 else f"{name}, first draw": draws[0] for name, draws in scored.probabilities.items()
-    }
-    own = {name: first[name] for name in scored.vectors}
+    shown = {name if len(d) == 1 else f"{name}, first draw": d[0] for name, d in scored.probabilities.items()}
+    own = {name: shown[name] for name in scored.vectors}
     return TaskResults(
         task="interactions",
         over="genes",
@@ -188,13 +165,14 @@ def interaction_results(
         scores=scores,
         estimates=estimates,
         test=test,
+        vectors=scored.vectors,
         coverage=scored.coverage,
         settings=scored.settings,
-        models=scored.details,
+        details=scored.details,
         plots={
-            "roc": lambda kind: plots.roc_plot(labels, first, list(own), kind),
+            "roc": lambda kind: plots.roc_plot(labels, shown, list(own), kind),
             "calibration": lambda kind: plots.calibration_plot(labels, own, kind),
-            "map": lambda kind: plots.vector_map(scored.vectors, *color_by, kind),
+            "map": lambda kind: plots.vector_map(scored.vectors, *color, kind),
         },
         bootstrap={"seed": seed, "n_resamples": n_resamples},
     )
@@ -268,14 +246,17 @@ def _covered(
         for name, found in named.items()
     }
     coverage = {name: float(pd.concat(masks.values()).mean()) for name, masks in has.items()}
+    if min(coverage.values()) < 1:
+        logger.warning("Some pairs have no vector of both genes in a set, and are left out. Coverage: %s", coverage)
     kept = {}
     for split, table in pairs.items():
         mask = np.logical_and.reduce([masks[split] for masks in has.values()])
         kept[split] = table[mask].reset_index(drop=True)
-        if not mask.all():
-            logger.warning("%s: %d of %d pairs have no vector in one of the sets.", split, (~mask).sum(), len(mask))
-        if not mask.any():
-            raise ValueError(f"`{split}`: no pair has vectors of both genes in every set; coverage is {coverage}.")
+        if kept[split]["label"].nunique() < 2:
+            raise ValueError(
+                f"`{split}`: both labels are needed, and {len(kept[split])} pairs with vectors in every set are left; "
+                f"coverage is {coverage}."
+            )
     genes = {gene for table in pairs.values() for end in PAIR[:2] for gene in table[end]}
     for name, found in named.items():
         missing = sorted(genes - set(found.genes))

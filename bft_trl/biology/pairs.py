@@ -46,22 +46,15 @@ def read_pairs(path: Path) -> Pairs:
     kept = counts[~contradictory].reset_index().rename(columns={"min": "label"})[["gene_a", "gene_b", "label"]]
     if kept.empty:
         raise ValueError(f"{path}: no pair is left: each is of a gene with itself or contradicts another row.")
-    genes = sorted({*kept["gene_a"], *kept["gene_b"]})
-    report = {
-        "rows": len(table),
-        "pairs": len(kept),
-        "genes": len(genes),
-        "positive": float(kept["label"].mean()),
-        "with_itself": int(itself.sum()),
-        "repeated": int((counts["size"] > 1).sum()),
-        "contradictory": int(contradictory.sum()),
-    }
-    if itself.any() or report["repeated"]:
+    repeated = (counts["size"] > 1) & ~contradictory
+    report = {"pairs": len(kept), "with_itself": int(itself.sum()), "contradictory": int(contradictory.sum())}
+    report["repeated"] = int(repeated.sum())
+    if len(kept) < len(table):
         logger.warning(
             "%s: left out %d pairs of a gene with itself and %d contradictory pairs; %d repeated pairs count once.",
-            *(path, report["with_itself"], report["contradictory"], report["repeated"] - report["contradictory"]),
+            *(path, report["with_itself"], report["contradictory"], report["repeated"]),
         )
-    warn_of_symbols(genes)
+    warn_of_symbols(sorted({*kept["gene_a"], *kept["gene_b"]}))
     return Pairs(kept, report)
 
 
@@ -98,8 +91,8 @@ def pair_features(vectors: np.ndarray, first: np.ndarray, second: np.ndarray) ->
 def degree_features(train: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
     """Returns symmetric features of pairs from the training pairs of their genes, (N, 4) float32.
 
-    They are the sum and the distance of log1p of a gene's number of training pairs, and of the fraction of them that is
-    positive (for a gene without training pairs, the fraction of all).
+    They are sum and distance of log1p of each gene's number of training pairs, and of the positive fraction of these
+    (for a gene without training pairs, the fraction of all).
     """
     ends = pd.concat([train[[end, "label"]].set_axis(["gene", "label"], axis=1) for end in ("gene_a", "gene_b")])
     known = ends.groupby("gene")["label"].agg(["size", "mean"])

@@ -72,8 +72,8 @@ def predict_unseen(
     """Predicts the changes of each fold from the other perturbations.
 
     The predictor with the smallest squared error in three inner folds of the training perturbations is used. Every
-    predictor is a matrix of weights (test, train), and `weights @ changes` is its prediction. The weights do not depend
-    on the changes, so the inner errors need only the Gram matrix (P, P) of the changes.
+    predictor is a matrix of weights (test, train) that does not depend on the changes, and `weights @ changes` is its
+    prediction. So the inner errors need only the Gram matrix (P, P) of the changes.
 
     Args:
         vectors: of the perturbations, (P, D).

@@ -34,8 +34,8 @@ def write_profiles(
 ) -> dict[str, Any]:
     """Generates a profile of each gene; writes a table (gene, text, finished) and its manifest.
 
-    Each finished batch is saved in the folder `<output_path>.parts`. The same call after an interruption continues from
-    there and gives the same texts; after completion it does nothing.
+    Finished batches are saved in the folder `<output_path>.parts`. After an interruption, the same call continues from
+    there and gives the same texts.
 
     Args:
         genes: symbols, each once.

@@ -30,35 +30,21 @@ Tester = Callable[[str, str, str], dict[str, float] | None]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResults:
-    """What a task found for each vector set and control.
-
-    Attributes:
-        task: its name.
-        over: what intervals and tests are over, "genes" or "perturbations".
-        metrics: those that are tested and shown on the page.
-        scores: metric, unit, model, seed, score: one row per unit, as in scores.parquet.
-        estimates: by name and metric.
-        test: of two names in one of `metrics`.
-        coverage: by vector set, the fraction of units for which it has vectors; controls have none.
-        settings: which have to agree for two results to be comparable.
-        models: details of each name.
-        plots: functions of "png" or "svg", by their name in [`TITLES`].
-        tables: further tables to write, by name.
-        bootstrap: seed and n_resamples, where there is a bootstrap.
-    """
+    """Results of a task for each vector set and control."""
 
     task: str
-    over: str
-    metrics: Sequence[str]
-    scores: pd.DataFrame
-    estimates: Mapping[str, Mapping[str, Estimate]]
+    over: str  # unit of intervals and tests: "genes" or "perturbations"
+    metrics: Sequence[str]  # that are tested and shown on the page
+    scores: pd.DataFrame  # metric, unit, model, seed, score
+    estimates: Mapping[str, Mapping[str, Estimate]]  # by name and metric
     test: Tester
-    coverage: Mapping[str, float]
-    settings: Mapping[str, Any]
-    models: Mapping[str, Mapping[str, Any]]
-    plots: Mapping[str, Callable[[str], bytes]]
-    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    bootstrap: Mapping[str, int] = field(default_factory=dict)
+    vectors: Mapping[str, Vectors]
+    coverage: Mapping[str, float]  # fraction of units for which a vector set has vectors
+    settings: Mapping[str, Any]  # that have to agree for two results to be comparable
+    details: Mapping[str, Mapping[str, Any]]  # by name
+    plots: Mapping[str, Callable[[str], bytes]]  # functions of "png" or "svg", by their name in TITLES
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)  # further files, by name
+    bootstrap: Mapping[str, int] = field(default_factory=dict)  # seed and n_resamples
 
 
 def check_options(output_dir: Path, task: str, names: Sequence[str], *, baseline: str, seed: int) -> None:
@@ -129,13 +115,10 @@ def write_results(results: TaskResults, output_dir: Path, *, baseline: str) -> p
     contents["index.html"] = html_page(
         page, forest, figures=[(TITLES[name], svg) for name, svg in svgs.items()]
     ).encode()
-    models = {
-        name: {"kind": "vectors", "coverage": results.coverage[name]}
-        if name in results.coverage
-        else {"kind": "control"}
-        for name in results.estimates
-    }
-    models = {name: entry | dict(results.models.get(name, {})) for name, entry in models.items()}
+    models: dict[str, dict[str, Any]] = {name: {"kind": "control"} for name in results.estimates}
+    for name, found in results.vectors.items():
+        models[name] = {"kind": "vectors", "coverage": results.coverage[name], "manifest": found.manifest}
+    models = {name: entry | dict(results.details.get(name, {})) for name, entry in models.items()}
     settings = {"tasks": {results.task: dict(results.settings)}, "models": models}
     contents |= _scores_files(results.scores.assign(task=results.task), settings)
     write_files({output_dir / name: content for name, content in contents.items()})
@@ -154,8 +137,8 @@ def _scores_files(scores: pd.DataFrame, settings: Mapping[str, Any]) -> dict[str
 
 def _tests(results: TaskResults) -> pd.DataFrame:
     """Each vector set against every control and every other vector set, with Holm's adjustment over all tests."""
-    controls = [name for name in results.estimates if name not in results.coverage]
-    pairs = [*combinations(results.coverage, 2), *((name, other) for name in results.coverage for other in controls)]
+    controls = [name for name in results.estimates if name not in results.vectors]
+    pairs = [*combinations(results.vectors, 2), *((name, other) for name in results.vectors for other in controls)]
     table = pd.DataFrame(
         {"metric": metric, "name": one, "against": other} | found
         for metric in results.metrics
@@ -174,7 +157,7 @@ def _tests(results: TaskResults) -> pd.DataFrame:
 
 def _page(results: TaskResults, tests: pd.DataFrame, baseline: str) -> dict[str, Any]:
     """The vector sets against the baseline, as the comparison page takes them, beside the controls."""
-    compared = [name for name in results.coverage if name != baseline]
+    compared = [name for name in results.vectors if name != baseline]
     scores = {
         metric: {name: found[metric].value for name, found in results.estimates.items() if metric in found}
         for metric in results.metrics
@@ -197,7 +180,7 @@ def _page(results: TaskResults, tests: pd.DataFrame, baseline: str) -> dict[str,
         for metric, by_name in scores.items()
         for name, value in by_name.items()
         # The sum of single changes exists for some perturbations only.
-        if name not in results.coverage and name not in (baseline, "additive")
+        if name not in results.vectors and name not in (baseline, "additive")
     ]
     shown = {name: value for name, value in results.settings.items() if isinstance(value, int | str)}
     shown |= {f"coverage of {name}": f"{value:.1%}" for name, value in results.coverage.items()}
