@@ -256,30 +256,9 @@ def profiles() -> pd.DataFrame:
     return pd.DataFrame({"gene": names, "text": [f'{name} is a "kinase", among\nothers.' for name in names]})
 
 
-def vectors() -> dict[str, bytes]:
-    from bft_trl.biology.vectors import _write
-
-    folder = Path(sys.argv[1])
-    table_bytes(profiles(), ".parquet")
+def vectors() -> pd.DataFrame:
     values = np.random.default_rng(0).standard_normal((20, 12)).astype(np.float32)
-    _write(profiles()["gene"].tolist(), values, folder / "v.parquet", {"encoder": "x"}, folder / "made.parquet")
-    return {name: (folder / name).read_bytes() for name in ("v.parquet", "v.json")}
-
-
-def cells(*, sparse: bool) -> bytes:
-    from anndata import AnnData
-    from scipy.sparse import csr_matrix
-
-    rng = np.random.default_rng(0)
-    values = rng.poisson(0.7, (60, 12)).astype(np.float32) * 0.37
-    labels = pd.DataFrame({"condition": np.repeat(["ctrl", "A", "B", "C+ctrl"], [24, 12, 12, 12])})
-    labels.index = [f"cell{number}" for number in range(60)]
-    labels["condition"] = labels["condition"].astype("category") if sparse else labels["condition"]
-    made = AnnData(csr_matrix(values) if sparse else values, obs=labels)
-    made.var_names = [f"GENE{number}" for number in range(12)]
-    path = Path(sys.argv[1]) / "made.h5ad"
-    made.write_h5ad(path, compression="gzip" if sparse else None)
-    return path.read_bytes()
+    return pd.DataFrame({"gene": profiles()["gene"], "vector": list(values)})
 
 
 def deltas() -> pd.DataFrame:
@@ -373,17 +352,6 @@ def read_checkpoint(folder: Path) -> Any:
     return found[1]
 
 
-def read_cells(folder: Path) -> Any:
-    from bft_trl.biology.cells import changes_of_cells, read_anndata
-
-    found = read_anndata(folder / "cells.h5ad")
-    rng = np.random.default_rng(0)
-    try:
-        return changes_of_cells(found, column="condition", control="ctrl", min_cells=4, rng=rng)._asdict()
-    except ValueError as error:  # it is given no file
-        raise ValueError(f"cells.h5ad: {error}") from error
-
-
 def read_whole_run(folder: Path) -> Any:
     from bft_trl import models as run_folder
 
@@ -408,22 +376,6 @@ def read_downloads(folder: Path) -> Any:
     from bft_trl.data.download import check_content
 
     check_content("hub:x", pairs(), cache=folder)
-
-
-def read_task(folder: Path) -> Any:
-    from bft_trl.biology.vectors import check_task
-
-    check_task(folder, "interactions")
-
-
-def read_settings(folder: Path) -> Any:
-    """What `profiles` reads of a run that was begun."""
-    from bft_trl.biology import profiles as module
-
-    settings = {"model": "a", "seed": 0}
-    parts = folder / "p.parquet.parts"
-    begun = module._already_made(folder / "p.parquet", settings, parts=parts)
-    return begun, module._is_whole(parts / "000000.parquet", profiles()["gene"].tolist())
 
 
 def call(module: str, function: str, *names: str, **options: Any) -> Callable[[Path], Any]:
@@ -548,12 +500,12 @@ READERS: dict[str, Reader] = {
     "downloads": Reader(lambda: {"downloads.json": json.dumps({"hub:y": "0" * 64}).encode()}, read_downloads),
     "genes txt": Reader(
         lambda: {"genes.txt": "\n".join(profiles()["gene"]).encode()},
-        lambda folder: call("embeddings.genes", "read_genes", paths=[folder / "genes.txt"])(folder),
+        lambda folder: call("biology.genes", "read_genes", paths=[folder / "genes.txt"])(folder),
     ),
     "genes csv": tables_of(
         "deltas.csv",
         make=deltas,
-        read=lambda folder: call("embeddings.genes", "read_genes", paths=[folder / "deltas.csv"])(folder),
+        read=lambda folder: call("biology.genes", "read_genes", paths=[folder / "deltas.csv"])(folder),
     ),
     "hgnc": tables_of(
         "hgnc.tsv",
@@ -561,43 +513,19 @@ READERS: dict[str, Reader] = {
             {"hgnc_id": range(6), "symbol": [f"G{i}" for i in range(6)], "prev_symbol": ["X|Y", *"abcde"]}
             | {"alias_symbol": ["", *"fghij"]}
         ),
-        read=lambda folder: call("embeddings.genes", "warn_of_outdated", genes=["X"], hgnc=folder / "hgnc.tsv")(
-            folder
-        ),
+        read=lambda folder: call("biology.genes", "warn_of_outdated", genes=["X"], hgnc=folder / "hgnc.tsv")(folder),
     ),
     "pairs parquet": tables_of(
-        "pairs.parquet", make=pairs, read=call("embeddings.pairs", "read_pairs", "pairs.parquet"), cut="nothing"
+        "pairs.parquet", make=pairs, read=call("biology.pairs", "read_pairs", "pairs.parquet"), cut="nothing"
     ),
-    "pairs csv": tables_of("pairs.csv", make=pairs, read=call("embeddings.pairs", "read_pairs", "pairs.csv")),
-    "profiles parquet": tables_of(
-        "p.parquet", make=profiles, read=call("embeddings.profiles", "read_profiles", "p.parquet"), cut="nothing"
-    ),
+    "pairs csv": tables_of("pairs.csv", make=pairs, read=call("biology.pairs", "read_pairs", "pairs.csv")),
     "profiles csv": tables_of(
-        "p.csv", make=profiles, read=call("embeddings.profiles", "read_profiles", "p.csv"), cut="text"
+        "p.csv", make=profiles, read=call("biology.profiles", "read_profiles", "p.csv"), cut="text"
     ),
-    "profiles begun": Reader(
-        lambda: {
-            "p.parquet.parts/settings.json": json.dumps({"model": "a", "seed": 0}).encode(),
-            "p.parquet.parts/000000.parquet": table_bytes(profiles().assign(finished=True), ".parquet"),
-        },
-        read_settings,
-        folder=True,
+    "vectors": tables_of(
+        "v.parquet", make=vectors, read=call("biology.vectors", "read_vectors", "v.parquet"), cut="nothing"
     ),
-    "vectors": Reader(vectors, call("embeddings.vectors", "read_vectors", "v.parquet"), folder=True),
-    "task": Reader(
-        lambda: {"results.json": json.dumps({"task": "interactions", "rows": [1]}).encode()}, read_task, folder=True
-    ),
-    "cells sparse": Reader(lambda: {"cells.h5ad": cells(sparse=True)}, read_cells, "nothing"),
-    "cells dense": Reader(lambda: {"cells.h5ad": cells(sparse=False)}, read_cells, "nothing"),
-    "deltas parquet": tables_of(
-        "deltas.parquet",
-        make=deltas,
-        read=call("embeddings.cells", "changes_of_table", "deltas.parquet"),
-        cut="nothing",
-    ),
-    "deltas csv": tables_of(
-        "deltas.csv", make=deltas, read=call("embeddings.cells", "changes_of_table", "deltas.csv")
-    ),
+    "deltas csv": tables_of("deltas.csv", make=deltas, read=call("biology.cells", "changes_of_table", "deltas.csv")),
 }
 
 

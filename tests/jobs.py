@@ -40,7 +40,7 @@ from test_profiles import talkative_model
 
 from bft_trl import BFTTrainer
 from bft_trl.biology import interactions
-from bft_trl.biology.classifiers import Fit
+from bft_trl.biology.predictors import Fit
 from bft_trl.cli.main import main
 from bft_trl.evaluation.runner import tasks_path
 from bft_trl.training.checkpoints import last_complete_checkpoint, missing_part
@@ -192,24 +192,27 @@ JOBS = {
         "compare {world}/plain {world}/tuned --baseline plain --resamples 99 --seed {seed} --out {root}/out"
     ),
     "profiles": Job(
-        "profiles --genes {world}/genes.txt --model {world}/base --batch-size 2 --max-new-tokens 4 --device cpu "
-        "--out {root}/out/p.parquet",
+        "profiles --genes {world}/genes.txt --model_name_or_path {world}/base --batch_size 2 --max_new_tokens 4 "
+        "--device cpu --output_path {root}/out/p.parquet",
         older=False,
         store=r".*\.parts/",
     ),
-    "profiles of texts": Job("profiles --texts {world}/texts.parquet --out {root}/out/t.parquet", older=False),
-    "embed": Job("embed {world}/texts.parquet --encoder {world}/encoder --out {root}/out/v.parquet", older=False),
+    "profiles of texts": Job("profiles --texts {world}/texts.parquet --output_path {root}/out/t.parquet", older=False),
+    "embed": Job(
+        "embed {world}/texts.parquet --encoder {world}/encoder --output_path {root}/out/v.parquet", older=False
+    ),
     "embed by itself": Job(
-        "embed {world}/texts.parquet --encoder self --model {world}/base --device cpu --out {root}/out/v.parquet",
+        "embed {world}/texts.parquet --encoder self --model_name_or_path {world}/base --device cpu "
+        "--output_path {root}/out/v.parquet",
         older=False,
     ),
     "interactions": Job(
         "interactions --train {world}/train.csv --valid {world}/valid.csv --test {world}/test.csv --resamples 99 "
-        "--vectors {world}/text.parquet --seed {seed} --out {root}/out",
-        store="out/arms/",
+        "--vectors {world}/text.parquet --seed {seed} --output_dir {root}/out",
+        store="out/predictions/",
     ),
     "perturbation": Job(
-        "perturbation --data {world}/delta.csv --vectors {world}/text.parquet --seed {seed} --out {root}/out"
+        "perturbation --data {world}/delta.csv --vectors {world}/text.parquet --seed {seed} --output_dir {root}/out"
     ),
 }
 

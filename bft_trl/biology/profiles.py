@@ -129,7 +129,7 @@ def read_manifest(table: Path) -> dict[str, Any]:
 def write_with_manifest(table: pd.DataFrame, path: Path, manifest: Mapping[str, Any]) -> None:
     """Writes a table of profiles or vectors and its manifest."""
     text = json.dumps(dict(manifest), indent=2, ensure_ascii=False) + "\n"
-    write_files({_manifest_path(path): text.encode(), path: parquet_bytes(table, compression="zstd")})
+    write_files({_manifest_path(path): text.encode(), path: parquet_bytes(table)})
 
 
 def check_output_path(path: Path) -> None:

@@ -24,6 +24,7 @@ from bft_trl.io import check_folder, write_files
 
 logger = logging.getLogger(__name__)
 
+LOWER_IS_BETTER = ("mse", "mae", "brier")
 # Difference of two names in a metric, with low, high, p and n; None if they have no unit in common.
 Tester = Callable[[str, str, str], dict[str, float] | None]
 
@@ -109,30 +110,29 @@ def write_results(results: TaskResults, output_dir: Path, *, baseline: str) -> p
         for name, found in results.estimates.items()
         for metric, estimate in found.items()
     )
-    contents = {f"{name}.parquet": parquet_bytes(table) for name, table in {**results.tables, "tests": tests}.items()}
-    contents |= {f"{name}.png": plot("png") for name, plot in plots.items()}
-    contents["metrics.json"] = metrics.to_json(orient="records", indent=2, double_precision=15).encode()
-    contents["index.html"] = html_page(
-        page, forest, figures=[(TITLES[name], svg) for name, svg in svgs.items()]
-    ).encode()
-    models: dict[str, dict[str, Any]] = {name: {"kind": "control"} for name in results.estimates}
+    more = {f"{name}.parquet": parquet_bytes(table) for name, table in {**results.tables, "tests": tests}.items()}
+    more |= {f"{name}.png": plot("png") for name, plot in plots.items()}
+    more["metrics.json"] = metrics.to_json(orient="records", indent=2, double_precision=15).encode()
+    figures = [(TITLES[name], svg) for name, svg in svgs.items()]
+    more["index.html"] = html_page(page, forest, figures=figures).encode()
+    models: dict[str, dict[str, Any]] = {name: {"kind": "baseline"} for name in results.estimates}
     for name, found in results.vectors.items():
-        models[name] = {"kind": "vectors", "coverage": results.coverage[name], "manifest": found.manifest}
+        models[name] = {"kind": "model", "coverage": results.coverage[name], "manifest": found.manifest}
     models = {name: entry | dict(results.details.get(name, {})) for name, entry in models.items()}
-    settings = {"tasks": {results.task: dict(results.settings)}, "models": models}
-    contents |= _scores_files(results.scores.assign(task=results.task), settings)
-    write_files({output_dir / name: content for name, content in contents.items()})
+    lower = {metric: False for metric in results.scores["metric"].unique() if metric.startswith(LOWER_IS_BETTER)}
+    settings = {"tasks": {results.task: {**results.settings, "higher_is_better": lower}}, "models": models}
+    write_scores(output_dir, results.scores.assign(task=results.task), settings, more)
     return metrics
 
 
-def _scores_files(scores: pd.DataFrame, settings: Mapping[str, Any]) -> dict[str, bytes]:
-    """The results format that the evaluation writes as well."""
+def write_scores(
+    output_dir: Path, scores: pd.DataFrame, settings: Mapping[str, Any], more: Mapping[str, bytes]
+) -> None:
+    """Writes scores.parquet, settings.json and `more`: the results format that the evaluation writes as well."""
     columns = {"task": str, "metric": str, "unit": str, "model": str, "seed": "int32", "score": "float64"}
-    text = json.dumps(settings, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return {
-        "scores.parquet": parquet_bytes(scores[list(columns)].astype(columns)),
-        "settings.json": text.encode(),
-    }
+    files = dict(more) | {"scores.parquet": parquet_bytes(scores[list(columns)].astype(columns))}
+    files["settings.json"] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+    write_files({output_dir / name: content for name, content in files.items()})
 
 
 def _tests(results: TaskResults) -> pd.DataFrame:
@@ -175,7 +175,7 @@ def _page(results: TaskResults, tests: pd.DataFrame, baseline: str) -> dict[str,
     for row, adjusted in zip(rows, holm([float(row["p"]) for row in rows]), strict=True):
         row["p_holm"] = adjusted
     references = [
-        {"task": results.task, "metric": metric, "name": f"control: {name}", "kind": "floor", "value": value}
+        {"task": results.task, "metric": metric, "name": f"control: {name}", "kind": "baseline", "value": value}
         | {"spread": None, "source": "computed on the same data"}
         for metric, by_name in scores.items()
         for name, value in by_name.items()

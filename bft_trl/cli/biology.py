@@ -40,7 +40,7 @@ def _add_profiles(commands: Any) -> None:
     add("--seed", type=int, help="of the sampling (default: 0)")
     _add_loading(profiles)
     add(
-        "--chat_template",
+        "--apply_chat_template",
         action=argparse.BooleanOptionalAction,
         help="apply the chat template (default: if the tokenizer has one)",
     )
@@ -143,7 +143,7 @@ def _profiles(args: argparse.Namespace) -> int:
     if sum([by_model, args.texts is not None, args.gene_sets is not None, args.symbols]) != 1:
         raise ValueError("Name one source: --model_name_or_path or --adapter, --texts, --gene_sets, or --symbols.")
     generation = _given(args, "max_new_tokens", "batch_size", "temperature", "seed", "device")
-    loading = _given(args, "load_in_4bit", "chat_template")
+    loading = _given(args, "load_in_4bit", "apply_chat_template")
     if (generation or loading) and not by_model:
         raise ValueError(f"{_flags(generation | loading)}: only for profiles that a model writes.")
     if args.genes is None and (by_model or args.symbols or args.hgnc is not None):
@@ -160,7 +160,12 @@ def _profiles(args: argparse.Namespace) -> int:
     else:
         from bft_trl.models import read_run
 
-        run = read_run(args.model_name_or_path, args.adapter, **loading)
+        run = read_run(
+            args.model_name_or_path,
+            args.adapter,
+            load_in_4bit=args.load_in_4bit,
+            chat_template=args.apply_chat_template,
+        )
         made = profiles.write_profiles(genes or [], run, args.output_path, **generation)
     logger.info(
         "%d profiles in %s; %d are empty, %d reached the maximum length",
