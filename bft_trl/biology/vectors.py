@@ -1,7 +1,7 @@
 """Gene vectors: embedded profiles, and their average over the genes that a cell expresses."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,29 +39,24 @@ class Vectors(NamedTuple):
 
 
 def embed_profiles(profiles: Path, encoder: Encoder, output_path: Path) -> dict[str, Any]:
-    """Writes unit vectors of profiles by a sentence encoder (columns gene, vector), and their manifest.
+    """Writes unit vectors of profiles by a sentence encoder (columns gene, vector), and returns their manifest.
 
     Args:
-        profiles: table with gene and text.
-        encoder: texts longer than its limit are truncated, with a warning.
+        profiles: table with gene and text. Texts longer than the encoder's limit are truncated, with a warning.
+        encoder: the encoder.
         output_path: a .parquet file.
-
-    Returns:
-        The manifest.
 
     Raises ValueError if `output_path` exists and was made with other settings.
     """
-    check_output_path(output_path)
-    table = read_profiles(profiles)
-    made_by = {"encoder": encoder.model, "encoder_hash": encoder.fingerprint, "max_tokens": encoder.max_tokens}
-    made_by["profiles"] = _source(profiles)
-    if not made_before(output_path, made_by):
-        texts = table["text"].tolist()
+
+    def encode(texts: list[str]) -> np.ndarray:
         n_cut = encoder.n_cut(texts)
         if n_cut:
             logger.warning("%d of %d profiles are truncated to %d tokens.", n_cut, len(texts), encoder.max_tokens)
-        _write(table["gene"].tolist(), encoder.encode(texts), output_path, made_by | {"n_cut": n_cut})
-    return read_manifest(output_path)
+        return encoder.encode(texts)
+
+    made_by = {"encoder": encoder.model, "encoder_hash": encoder.fingerprint, "max_tokens": encoder.max_tokens}
+    return _embed(profiles, output_path, made_by, encode)
 
 
 def embed_by_model(
@@ -73,7 +68,7 @@ def embed_by_model(
     max_tokens: int = 512,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Writes unit vectors of profiles by a language model (columns gene, vector), and their manifest.
+    """Writes unit vectors of profiles by a language model (columns gene, vector), and returns their manifest.
 
     A vector is the mean of the last layer's hidden states over the tokens of the profile, without a prompt.
 
@@ -85,22 +80,17 @@ def embed_by_model(
         max_tokens: longer texts are truncated.
         device: see [`load_run`].
 
-    Returns:
-        The manifest.
-
     Raises ValueError if an option is out of range or `output_path` exists and was made with other settings.
     """
-    check_output_path(output_path)
     if batch_size < 1 or max_tokens < 1:
         raise ValueError(f"`batch_size={batch_size}` and `max_tokens={max_tokens}` must be at least 1.")
-    table = read_profiles(profiles)
-    made_by: dict[str, Any] = {"encoder": "self", **fingerprint(run), "max_tokens": max_tokens}
-    made_by["quantization"] = run.quantization and dict(run.quantization)
-    made_by["profiles"] = _source(profiles)
-    if not made_before(output_path, made_by):
-        values = _mean_hidden_states(run, table["text"].tolist(), batch_size, max_tokens, device)
-        _write(table["gene"].tolist(), values, output_path, made_by)
-    return read_manifest(output_path)
+    quantization = run.quantization and dict(run.quantization)
+    made_by = {"encoder": "self", **fingerprint(run), "max_tokens": max_tokens, "quantization": quantization}
+
+    def encode(texts: list[str]) -> np.ndarray:
+        return _mean_hidden_states(run, texts, batch_size, max_tokens, device)
+
+    return _embed(profiles, output_path, made_by, encode)
 
 
 def read_vectors(path: Path) -> Vectors:
@@ -121,12 +111,9 @@ def read_vectors(path: Path) -> Vectors:
         raise ValueError(f"{path}: the vectors are not lists of numbers of one length ({error}).") from error
     if values.ndim != 2 or not values.shape[1]:
         raise ValueError(f"{path}: the vectors are not lists of numbers of one length.")
-    bad = ~np.isfinite(values).all(1)
-    if bad.any():
-        raise ValueError(
-            f"{path}: {int(bad.sum())} of {len(genes)} vectors contain NaN or infinity, such as that of "
-            f"{genes.iloc[int(bad.argmax())]!r}."
-        )
+    bad = genes[~np.isfinite(values).all(1)]
+    if len(bad):
+        raise ValueError(f"{path}: {len(bad)} vectors contain NaN or infinity, such as that of {bad.iloc[0]!r}.")
     if len(genes) > 1 and np.ptp(values, axis=0).max() == 0:
         raise ValueError(f"{path}: all {len(genes)} vectors are the same.")
     return Vectors(genes.tolist(), values, read_manifest(path))
@@ -147,7 +134,7 @@ def read_named_vectors(paths: Sequence[Path], *, reserved: Sequence[str]) -> dic
 
 
 def write_cell_vectors(data: Path, vectors: Path, output_path: Path) -> dict[str, Any]:
-    """Writes for each cell the mean of gene vectors, weighted by expression (columns cell, vector), and its manifest.
+    """Writes the mean of gene vectors of each cell, weighted by expression (columns cell, vector).
 
     Args:
         data: AnnData (.h5ad); X is used unchanged and must not be negative. Genes without a vector are ignored, and
@@ -171,8 +158,6 @@ def write_cell_vectors(data: Path, vectors: Path, output_path: Path) -> dict[str
     total = np.asarray(expression.sum(1), dtype=np.float64).reshape(-1, 1)
     if not np.isfinite(total).all() or expression.min() < 0:
         raise ValueError(f"{data}: X contains NaN, infinity or negative values; expression is needed as weights.")
-    if not total.any():
-        raise ValueError(f"{data}: no cell expresses a gene that has a vector.")
     means = np.asarray(expression @ known.values[rows[has_vector]].astype(np.float64)) / np.where(total > 0, total, 1)
     kept = total[:, 0] > 0
     manifest = {
@@ -213,13 +198,18 @@ def _mean_hidden_states(
     return values
 
 
-def _source(profiles: Path) -> dict[str, Any]:
-    return read_manifest(profiles) or {"file": profiles.name, "sha256": file_hash(profiles)}
-
-
-def _write(genes: list[str], values: np.ndarray, output_path: Path, made_by: dict[str, Any]) -> None:
-    bad = int((~np.isfinite(values).all(1)).sum())
-    if bad:
-        raise ValueError(f"The encoder returned NaN or infinity for {bad} profiles.")
-    manifest = made_by | {"n_genes": len(genes), "dimension": int(values.shape[1])}
-    write_with_manifest(pd.DataFrame({"gene": genes, "vector": list(values)}), output_path, manifest)
+def _embed(
+    profiles: Path, output_path: Path, made_by: dict[str, Any], encode: Callable[[list[str]], np.ndarray]
+) -> dict[str, Any]:
+    check_output_path(output_path)
+    table = read_profiles(profiles)
+    source = read_manifest(profiles) or {"file": profiles.name, "sha256": file_hash(profiles)}
+    made_by = made_by | {"profiles": source}
+    if not made_before(output_path, made_by):
+        values = encode(table["text"].tolist())
+        bad = int((~np.isfinite(values).all(1)).sum())
+        if bad:
+            raise ValueError(f"The encoder returned NaN or infinity for {bad} profiles.")
+        manifest = made_by | {"n_genes": len(table), "dimension": values.shape[1]}
+        write_with_manifest(table[["gene"]].assign(vector=list(values)), output_path, manifest)
+    return read_manifest(output_path)

@@ -7,6 +7,10 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+FILE: dict[str, Any] = {"type": Path, "metavar": "FILE"}
+FILES: dict[str, Any] = FILE | {"nargs": "+"}
+SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+
 
 def add_biology_commands(commands: Any) -> None:
     """Adds the commands to the subcommands of a parser."""
@@ -22,28 +26,20 @@ def _add_profiles(commands: Any) -> None:
     add = profiles.add_argument
     add(
         "--genes",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help="text files (.txt), one symbol per line, or tables with gene, gene_a and gene_b, or perturbation",
+        **FILES,
+        help="symbols (.txt, one per line), or tables with gene, gene_a and gene_b, or perturbation",
     )
-    add("--hgnc", type=Path, metavar="FILE", help="hgnc_complete_set.txt: warn about outdated and unknown symbols")
-    source = profiles.add_argument_group("source (one of: model or adapter, --texts, --gene_sets, --symbols)")
-    _add_model(source, default="the base model of the adapter")
-    source.add_argument("--texts", type=Path, metavar="FILE", help="table of gene and text, such as NCBI's summaries")
-    source.add_argument("--gene_sets", type=Path, metavar="FILE", help="list the gene sets (GO terms) of each gene")
-    source.add_argument("--symbols", action="store_true", help="the symbol alone")
-    add("--output_path", type=Path, required=True, metavar="FILE", help="gene, text; a .parquet file")
+    add("--hgnc", **FILE, help="hgnc_complete_set.txt: warn about outdated and unknown symbols")
+    _add_model(profiles, default="the base model of the adapter")
+    add("--texts", **FILE, help="instead of a model: table of gene and text, such as NCBI's summaries")
+    add("--gene_sets", **FILE, help="instead of a model: list the gene sets (GO terms) of each gene")
+    add("--symbols", action="store_true", help="instead of a model: the symbol alone")
+    add("--output_path", **FILE, required=True, help="gene, text; a .parquet file")
     add("--max_new_tokens", type=int, help="maximum length of a profile (default: 128)")
     add("--batch_size", type=int, help="genes per batch (default: 16)")
     add("--temperature", type=float, help="0 is greedy decoding (default: 0)")
     add("--seed", type=int, help="of the sampling (default: 0)")
-    _add_loading(profiles)
-    add(
-        "--apply_chat_template",
-        action=argparse.BooleanOptionalAction,
-        help="apply the chat template (default: if the tokenizer has one)",
-    )
+    add("--apply_chat_template", **SWITCH, help="default: if the tokenizer has a chat template")
     profiles.set_defaults(run=_profiles)
 
 
@@ -52,39 +48,29 @@ def _add_embed(commands: Any) -> None:
     add = embed.add_argument
     add("profiles", type=Path, metavar="PROFILES", help="table of gene and text")
     add("--encoder", required=True, help='sentence encoder (Hub id or folder), or "self" for a language model')
-    add("--output_path", type=Path, required=True, metavar="FILE", help="gene, vector; a .parquet file")
+    add("--output_path", **FILE, required=True, help="gene, vector; a .parquet file")
     _add_model(embed, default="with self, as for the profiles")
     add("--batch_size", type=int, default=16, help="texts per batch (default: 16)")
     add("--max_tokens", type=int, help="truncate longer texts (default: as the encoder does, or 512 with self)")
-    _add_loading(embed)
     embed.set_defaults(run=_embed)
 
 
 def _add_cell_vectors(commands: Any) -> None:
     cells = commands.add_parser("cell-vectors", help="expression-weighted mean of gene vectors of each cell")
-    cells.add_argument("--data", type=Path, required=True, metavar="FILE", help="AnnData (.h5ad)")
-    cells.add_argument("--vectors", type=Path, required=True, metavar="FILE", help="gene, vector")
-    cells.add_argument("--output_path", type=Path, required=True, metavar="FILE", help="cell, vector; a .parquet file")
+    cells.add_argument("--data", **FILE, required=True, help="AnnData (.h5ad)")
+    cells.add_argument("--vectors", **FILE, required=True, help="gene, vector")
+    cells.add_argument("--output_path", **FILE, required=True, help="cell, vector; a .parquet file")
     cells.set_defaults(run=_cell_vectors)
 
 
 def _add_interactions(commands: Any) -> None:
     interactions = commands.add_parser("interactions", help="predict gene-gene interactions from gene vectors")
+    add = interactions.add_argument
     for split, use in (("train", "fits"), ("valid", "chooses"), ("test", "evaluates")):
-        interactions.add_argument(
-            f"--{split}", type=Path, required=True, metavar="FILE", help=f"gene_a, gene_b, label; {use} the classifier"
-        )
+        add(f"--{split}", **FILE, required=True, help=f"gene_a, gene_b, label; {use} the classifier")
     _add_task(interactions, baseline="random")
-    interactions.add_argument(
-        "--training_sets",
-        type=Path,
-        metavar="FILE",
-        help="gene sets of the adapter's training data; pairs that share none of them are scored separately "
-        "(default: those that ship)",
-    )
-    interactions.add_argument(
-        "--resamples", dest="n_resamples", type=int, default=9999, help="of the bootstrap over genes (default: 9999)"
-    )
+    add("--training_sets", **FILE, help="gene sets of the adapter's training data (default: those that ship)")
+    add("--resamples", dest="n_resamples", type=int, help="of the bootstrap over genes (default: 9999)")
     interactions.set_defaults(run=_interactions)
 
 
@@ -93,13 +79,7 @@ def _add_perturbation(commands: Any) -> None:
         "perturbation", help="predict expression changes under unseen perturbations from gene vectors"
     )
     add = perturbation.add_argument
-    add(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="AnnData (.h5ad) with log expression, or a table of perturbation, gene, delta[, fdr]",
-    )
+    add("--data", **FILE, required=True, help="AnnData (.h5ad), or a table of perturbation, gene, delta[, fdr]")
     add("--perturbation_column", metavar="NAME", help="column of obs (AnnData)")
     add("--control", metavar="VALUE", help="value of that column for control cells")
     add("--raw_counts", action="store_true", help="X contains counts: normalize, then log1p")
@@ -109,28 +89,20 @@ def _add_perturbation(commands: Any) -> None:
     perturbation.set_defaults(run=_perturbation)
 
 
-def _add_model(parser: Any, *, default: str) -> None:
-    parser.add_argument("--model_name_or_path", metavar="MODEL", help=f"Hub id or folder (default: {default})")
-    parser.add_argument("--adapter", type=Path, metavar="DIR", help="run folder or checkpoint of a PEFT adapter")
-
-
-def _add_loading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--load_in_4bit",
-        action=argparse.BooleanOptionalAction,
-        help="load the base model in NF4 (default: as in training)",
-    )
-    parser.add_argument("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
+def _add_model(parser: argparse.ArgumentParser, *, default: str) -> None:
+    add = parser.add_argument
+    add("--model_name_or_path", metavar="MODEL", help=f"Hub id or folder (default: {default})")
+    add("--adapter", type=Path, metavar="DIR", help="output_dir or checkpoint of a training run")
+    add("--load_in_4bit", **SWITCH, help="load the base model in NF4 (default: as in training)")
+    add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
 
 
 def _add_task(parser: argparse.ArgumentParser, *, baseline: str) -> None:
     add = parser.add_argument
-    add(
-        "--vectors", type=Path, nargs="+", required=True, metavar="FILE", help="gene, vector; named by the file's stem"
-    )
+    add("--vectors", **FILES, required=True, help="gene, vector; named by the file's stem")
     add("--output_dir", type=Path, required=True, metavar="DIR", help="folder for the results and index.html")
-    add("--baseline", default=baseline, help=f"vector set or control to compare with (default: {baseline})")
-    add("--gene_sets", type=Path, metavar="FILE", help="for annotations and the map (default: those that ship)")
+    add("--baseline", help=f"vector set or control to compare with (default: {baseline})")
+    add("--gene_sets", **FILE, help="for annotations and the map (default: those that ship)")
     add("--color_by", metavar="SET", help="gene set in the map (default: the one with most genes that have a vector)")
     add("--seed", type=int, default=0, help="default: 0")
 
@@ -142,10 +114,10 @@ def _profiles(args: argparse.Namespace) -> int:
     by_model = args.model_name_or_path is not None or args.adapter is not None
     if sum([by_model, args.texts is not None, args.gene_sets is not None, args.symbols]) != 1:
         raise ValueError("Name one source: --model_name_or_path or --adapter, --texts, --gene_sets, or --symbols.")
-    generation = _given(args, "max_new_tokens", "batch_size", "temperature", "seed", "device")
-    loading = _given(args, "load_in_4bit", "apply_chat_template")
-    if (generation or loading) and not by_model:
-        raise ValueError(f"{_flags(generation | loading)}: only for profiles that a model writes.")
+    options = _given(args, "max_new_tokens", "batch_size", "temperature", "seed", "device")
+    given = options | _given(args, "load_in_4bit", "apply_chat_template")
+    if given and not by_model:
+        raise ValueError(f"{_flags(given)}: only for profiles that a model writes.")
     if args.genes is None and (by_model or args.symbols or args.hgnc is not None):
         raise ValueError("--genes is needed.")
     genes = read_genes(args.genes) if args.genes else None
@@ -160,13 +132,9 @@ def _profiles(args: argparse.Namespace) -> int:
     else:
         from bft_trl.models import read_run
 
-        run = read_run(
-            args.model_name_or_path,
-            args.adapter,
-            load_in_4bit=args.load_in_4bit,
-            chat_template=args.apply_chat_template,
-        )
-        made = profiles.write_profiles(genes or [], run, args.output_path, **generation)
+        loading = {"load_in_4bit": args.load_in_4bit, "chat_template": args.apply_chat_template}
+        run = read_run(args.model_name_or_path, args.adapter, **loading)
+        made = profiles.write_profiles(genes or [], run, args.output_path, **options)
     logger.info(
         "%d profiles in %s; %d are empty, %d reached the maximum length",
         *(made["n_genes"], args.output_path, made["n_empty"], made["n_unfinished"]),
