@@ -91,7 +91,7 @@ def test_interactions_from_the_command_line(world, tmp_path):
     assert models["base"]["coverage"] == 1.0
     assert models["random"]["chosen"] in models["random"]["validation"]
     assert {metric for model, metric in metrics if model == "bft"} >= {"auroc", "average_precision", "brier"}
-    assert {path.name for path in tmp_path.glob("*.png")} == {"forest.png", "roc.png", "calibration.png", "map.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"forest.png", "roc.png", "map.png"}
     check_page(tmp_path)
     assert "Comparison with base" in (tmp_path / "index.html").read_text()
     tests = pd.read_parquet(tmp_path / "tests.parquet")

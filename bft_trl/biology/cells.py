@@ -63,8 +63,8 @@ def changes_of_cells(
 
     Args:
         cells: AnnData; X is log expression, sparse or dense.
-        column: column of `cells.obs` with the perturbation of each cell: a gene, or several joined by "+". Parts that
-            are `control` ("A+ctrl") are dropped.
+        column: of `cells.obs`, with the perturbation of each cell: a gene, or several joined by "+". Parts that are
+            `control` ("A+ctrl") are dropped.
         control: value of `column` for control cells.
         raw_counts: X contains counts. They are normalized to the median total of the control cells, then log1p.
         min_cells: perturbations with fewer cells are left out, with a warning.

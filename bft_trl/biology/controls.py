@@ -35,8 +35,7 @@ def random_like(vectors: Vectors, rng: np.random.Generator) -> Vectors:
 def annotation_vectors(genes: Sequence[str], sets: pd.DataFrame, *, seed: int) -> np.ndarray:
     """Returns a truncated SVD of the TF-IDF of the sets of each gene, (G, D) float32; 0 for a gene in no set.
 
-    Args:
-        sets: with a column `genes`, lists of symbols, such as GO terms.
+    `sets` have a column `genes`, lists of symbols.
     """
     from scipy.sparse import csr_matrix
 
@@ -81,6 +80,7 @@ class PairInput(NamedTuple):
 def pair_inputs(
     pairs: Mapping[str, pd.DataFrame], named: Mapping[str, Vectors], sets: pd.DataFrame, *, seed: int
 ) -> dict[str, PairInput]:
+    """Returns the features of each vector set and control, by name, for pairs of the splits train, valid and test."""
     genes = sorted({gene for split in pairs.values() for end in ENDS for gene in split[end]})
     index = {gene: row for row, gene in enumerate(genes)}
 
@@ -101,10 +101,9 @@ def pair_inputs(
     inputs["random"] = of(noise, f"random vectors of the dimension of {name}")
     others = [shuffled(covered, for_shuffled).values for _ in draws]
     inputs["shuffled"] = of(others, f"the vectors of {name}, each of another gene")
-    rows = train.to_csv(index=False).encode()
-    which = "an indicator of each gene"
-    inputs["identity"] = PairInput([lambda split: identity_features(genes, split)], rows, which, trees=False)
-    inputs["degree"] = PairInput([lambda split: degree_features(train, split)], rows, "training pairs of each gene")
+    # These depend on the pairs alone.
+    inputs["identity"] = PairInput([lambda split: identity_features(genes, split)], b"", "which genes", trees=False)
+    inputs["degree"] = PairInput([lambda split: degree_features(train, split)], b"", "training pairs of each gene")
     symbols, made_of = symbol_vectors(genes, list(named.values()), seed=seed)
     inputs["symbol"] = of([symbols], made_of)
     inputs["go"] = of([annotation_vectors(genes, sets, seed=seed)], f"TF-IDF of {len(sets)} gene sets, SVD")

@@ -11,30 +11,21 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from bft_trl.biology import plots
+from bft_trl.biology import plots, task_metrics
 from bft_trl.biology.controls import PairInput, pair_inputs
 from bft_trl.biology.pairs import read_pairs, share_a_term, shared_genes
 from bft_trl.biology.predictors import fit
 from bft_trl.biology.profiles import file_hash
 from bft_trl.biology.results import TaskResults, check_options, gene_sets_and_color, write_results
-from bft_trl.biology.task_metrics import (
-    RANKING,
-    Estimate,
-    bootstrap_p,
-    calibration_error,
-    gene_resamples,
-    interval,
-    ranking_by_positive,
-)
+from bft_trl.biology.task_metrics import RANKING, Estimate, interval
 from bft_trl.biology.vectors import Vectors, read_named_vectors
 from bft_trl.data.gene_sets import shipped_sets
-from bft_trl.data.tables import read_gene_sets, read_table, write_parquet
+from bft_trl.data.tables import read_gene_sets, read_parquet, write_parquet
 
 logger = logging.getLogger(__name__)
 
 CONTROLS = ("random", "shuffled", "identity", "degree", "symbol", "go")
 PAIR = ["gene_a", "gene_b", "label"]
-FEW = 50
 
 
 class Scored(NamedTuple):
@@ -133,31 +124,28 @@ def score_interactions(
 
 def _results(scored: Scored, color: tuple[str, set[str]], seed: int, n_resamples: int) -> TaskResults:
     """Metrics with intervals over genes, on all test pairs and on those of no training set ("_no_shared_term")."""
-    scores = pd.concat(
-        [
-            _scores(draw, scored.test).assign(model=name, seed=scored.settings["seed"] + number)
-            for name, draws in scored.probabilities.items()
-            for number, draw in enumerate(draws)
-        ],
-        ignore_index=True,
-    )
+    tables = [
+        _scores(draw, scored.test).assign(model=name, seed=seed + number)
+        for name, draws in scored.probabilities.items()
+        for number, draw in enumerate(draws)
+    ]
+    scores = pd.concat(tables, ignore_index=True)
     resampled = _resampled(scored, np.random.default_rng(seed), n_resamples)
     labels, none = scored.test["label"].to_numpy(), np.empty(0)
     estimates: dict[str, dict[str, Estimate]] = {name: {} for name in scored.probabilities}
     for (name, metric), value in scores.groupby(["model", "metric"], sort=False)["score"].mean().items():
         estimates[name][metric] = interval(value, resampled.get((name, metric), none))
     for name, draws in scored.probabilities.items():
-        error = np.mean([calibration_error(draw, labels) for draw in draws])
-        estimates[name]["calibration_error"] = interval(float(error), none)
+        errors = [task_metrics.calibration_error(draw, labels) for draw in draws]
+        estimates[name]["calibration_error"] = interval(float(np.mean(errors)), none)
 
     def test(metric: str, one: str, other: str) -> dict[str, float]:
         difference = resampled[one, metric] - resampled[other, metric]
         found = interval(estimates[one][metric].value - estimates[other][metric].value, difference)
-        p = bootstrap_p(difference)
+        p = task_metrics.bootstrap_p(difference)
         return {"difference": found.value, "low": found.low, "high": found.high, "p": p, "n": len(labels)}
 
     shown = {name if len(d) == 1 else f"{name}, first draw": d[0] for name, d in scored.probabilities.items()}
-    own = {name: shown[name] for name in scored.vectors}
     return TaskResults(
         task="interactions",
         over="genes",
@@ -170,8 +158,7 @@ def _results(scored: Scored, color: tuple[str, set[str]], seed: int, n_resamples
         settings=scored.settings,
         details=scored.details,
         plots={
-            "roc": lambda kind: plots.roc_plot(labels, shown, list(own), kind),
-            "calibration": lambda kind: plots.calibration_plot(labels, own, kind),
+            "roc": lambda kind: plots.roc_plot(labels, shown, list(scored.vectors), kind),
             "map": lambda kind: plots.vector_map(scored.vectors, *color, kind),
         },
         bootstrap={"seed": seed, "n_resamples": n_resamples},
@@ -182,18 +169,16 @@ def _predictions(
     file: Path, given: PairInput, pairs: Mapping[str, pd.DataFrame], *, seed: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Probabilities (draws, N) and details, from `file` if it was made from the same input."""
-    digest = hashlib.sha256(given.content)
-    for split in pairs.values():
-        digest.update(split[PAIR].to_csv(index=False).encode())
-    digest.update(f"{seed} {version('scikit-learn')}".encode())
-    key, test = digest.hexdigest()[:16], pairs["test"][PAIR]
+    tables = "".join(split[PAIR].to_csv(index=False) for split in pairs.values())
+    settings = f"{tables} {seed} {version('scikit-learn')}".encode()
+    key, test = hashlib.sha256(given.content + settings).hexdigest()[:16], pairs["test"][PAIR]
     table = pd.read_parquet(file) if file.is_file() else test
     if table.attrs.get("key") != key:
-        train, valid = ([split, split["label"].to_numpy()] for split in (pairs["train"], pairs["valid"]))
-        fits = [
-            fit((draw(train[0]), train[1]), (draw(valid[0]), valid[1]), draw(test), seed=seed, trees=given.trees)
-            for draw in given.draws
-        ]
+        labels = {name: split["label"].to_numpy() for name, split in pairs.items()}
+        fits = []
+        for draw in given.draws:
+            train, valid = ((draw(pairs[name]), labels[name]) for name in ("train", "valid"))
+            fits.append(fit(train, valid, draw(test), seed=seed, trees=given.trees))
         table = pd.concat([test.assign(draw=n, probability=found.probabilities) for n, found in enumerate(fits)])
         table.attrs = {"key": key, "chosen": fits[0].chosen, "validation": fits[0].validation}
         write_parquet(file, table)
@@ -208,7 +193,7 @@ def _scores(probabilities: np.ndarray, test: pd.DataFrame) -> pd.DataFrame:
     tables = [pd.DataFrame({"metric": "brier", "unit": units, "score": (probabilities - labels) ** 2})]
     for suffix, some in _subsets(test).items():
         positive = units[some][labels[some] == 1]
-        for metric, values in ranking_by_positive(probabilities[some], labels[some]).items():
+        for metric, values in task_metrics.ranking_by_positive(probabilities[some], labels[some]).items():
             tables.append(pd.DataFrame({"metric": metric + suffix, "unit": positive, "score": values}))
     return pd.concat(tables, ignore_index=True).dropna()
 
@@ -221,7 +206,7 @@ def _resampled(scored: Scored, rng: np.random.Generator, n_resamples: int) -> di
     labels = test["label"].to_numpy()
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     with tqdm(total=n_resamples, desc="Bootstrap over genes", unit="resample") as progress:
-        for weights in gene_resamples(first, second, len(genes), rng=rng, n_resamples=n_resamples):
+        for weights in task_metrics.gene_resamples(first, second, len(genes), rng=rng, n_resamples=n_resamples):
             for metric, ranking in RANKING.items():
                 for suffix, some in _subsets(test).items():
                     for name, draws in scored.probabilities.items():
@@ -261,15 +246,12 @@ def _covered(
     for name, found in named.items():
         missing = sorted(genes - set(found.genes))
         if missing:
-            logger.warning(
-                "%s lacks %d of %d genes, such as %s", name, len(missing), len(genes), ", ".join(missing[:5])
-            )
-    if len(kept["test"]) < FEW:
-        logger.warning("Only %d test pairs are left: metrics and intervals are unreliable.", len(kept["test"]))
+            shown = ", ".join(missing[:5])
+            logger.warning("%s lacks %d of %d genes, such as %s", name, len(missing), len(genes), shown)
     return kept, coverage
 
 
 def _read_sets(path: Path) -> pd.DataFrame:
     """Gene sets, or training rows: only their genes are used."""
-    table = read_table(path, []) if path.suffix == ".parquet" else None
-    return read_gene_sets(path) if table is None or "genes" not in table else table
+    table = read_parquet(path) if path.suffix == ".parquet" else pd.DataFrame()
+    return table if "genes" in table else read_gene_sets(path)

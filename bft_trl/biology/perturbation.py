@@ -32,8 +32,8 @@ CONTROLS = ("random", "shuffled", "no_change", "training_mean", "additive")
 # Columns of predictions.parquet: no file of vectors can have these names.
 COLUMNS = ("perturbation", "gene", "observed")
 METRICS = ("pearson_delta", "pearson_delta_top20", "mse", "mae", "sign_accuracy", "discrimination")
-# Up to this many perturbations each is left out alone, and random and shuffled vectors are drawn several times. Folds
-# of combinations leave few perturbations that share no gene, so these are left out alone for longer.
+# Up to this many perturbations, one is left out at a time, and random and shuffled vectors are drawn several times.
+# With combinations the limit is higher, because their folds leave few perturbations that share no gene.
 SMALL = 100
 SMALL_COMBINED = 500
 FOLDS = 5
@@ -149,7 +149,8 @@ def score_perturbations(
         for draw, found in enumerate(draws)
     ]
     first = {name: draws[0] for name, draws in predicted.items()}
-    return Scored(pd.concat(scores, ignore_index=True), first, chosen, changes, named, coverage, n_folds, n_train)
+    table = pd.concat(scores, ignore_index=True)
+    return Scored(table, first, chosen, changes, named, coverage, n_folds, n_train)
 
 
 def target_genes_left_out(changes: Changes) -> np.ndarray:

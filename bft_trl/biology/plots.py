@@ -1,4 +1,4 @@
-"""Plots of both tasks: ROC and calibration curves, predicted and observed changes, and a map of the vectors."""
+"""Plots of both tasks: ROC curves, predicted and observed changes, and a map of the vectors."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,6 @@ from bft_trl.comparison.drawing import plain, plot_style, saved
 
 TITLES = {
     "roc": "ROC curves",
-    "calibration": "Calibration: predicted probability against the fraction of positives",
     "predicted": "Predicted against observed change, without the target genes",
     "perturbations": "Pearson correlation of the change, by perturbation",
     "map": "Map of the gene vectors (first two principal components)",
@@ -29,28 +28,11 @@ def roc_plot(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], vector
         grays = iter(np.linspace(0.35, 0.75, max(1, len(probabilities) - len(vectors))))
         for name, values in probabilities.items():
             x, y, _ = roc_curve(labels, values)
-            style: dict[str, Any] = (
-                {} if name in vectors else {"color": str(next(grays)), "linewidth": 1, "linestyle": "--"}
-            )
+            style = {} if name in vectors else {"color": str(next(grays)), "linestyle": "--"}
             axis.plot(x, y, label=f"{plain(name)} ({roc_auc_score(labels, values):.3f})", **style)
         axis.plot([0, 1], [0, 1], color="#444444", linewidth=0.6)
         axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
         axis.legend(frameon=False, fontsize=7, loc="lower right")
-        return saved(figure, kind)
-
-
-def calibration_plot(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], kind: str) -> bytes:
-    """Fraction of positives in ten bins of equally many pairs, by predicted probability."""
-    from sklearn.calibration import calibration_curve
-
-    with plot_style():
-        figure, (axis,) = _panels(1, size=4.6)
-        for name, values in probabilities.items():
-            positive, mean = calibration_curve(labels, values, n_bins=10, strategy="quantile")
-            axis.plot(mean, positive, marker="o", markersize=3, label=plain(name))
-        axis.plot([0, 1], [0, 1], color="#444444", linewidth=0.6)
-        axis.set(xlabel="mean predicted probability", ylabel="fraction of positives", aspect="equal")
-        axis.legend(frameon=False, fontsize=7)
         return saved(figure, kind)
 
 

@@ -66,10 +66,7 @@ def gene_sets_and_color(
 ) -> tuple[pd.DataFrame, tuple[str, set[str]]]:
     """Returns the gene sets (None: those that ship), and name and genes of the set that the map shows in color.
 
-    Args:
-        gene_sets: see [`read_gene_sets`].
-        color_by: id or name of a set; None takes the one with most genes that have a vector.
-        vectors: by name.
+    `color_by` is the id or name of a set; None takes the one with most genes that have a vector.
     """
     sets = shipped_sets() if gene_sets is None else read_gene_sets(gene_sets)
     genes = {gene for found in vectors.values() for gene in found.genes}
@@ -78,9 +75,7 @@ def gene_sets_and_color(
     else:
         found = sets[(sets["id"] == color_by) | (sets["name"] == color_by)]
         if found.empty:
-            raise ValueError(
-                f"`color_by={color_by!r}` is neither the id nor the name of one of {len(sets)} gene sets."
-            )
+            raise ValueError(f"`color_by={color_by!r}` is neither id nor name of one of {len(sets)} gene sets.")
         row = found.iloc[0]
     return sets, (str(row["name"]), set(row["genes"]))
 
@@ -91,10 +86,7 @@ def write_results(results: TaskResults, output_dir: Path, *, baseline: str) -> p
     The files are scores.parquet and settings.json (one score per unit), metrics.json, tests.parquet (each vector set
     against every control and every other set), index.html, the plots (.png), and the tables of the task.
 
-    Args:
-        results: of a task.
-        output_dir: folder.
-        baseline: vector set or control that the page compares the vector sets with.
+    The page compares the vector sets with `baseline`, a vector set or control.
     """
     tests = _tests(results)
     page = _page(results, tests, baseline)
@@ -146,12 +138,8 @@ def _tests(results: TaskResults) -> pd.DataFrame:
         if (found := results.test(metric, one, other)) is not None
     )
     needed = math.ceil(2 * len(table) / ALPHA)
-    if results.bootstrap and results.bootstrap["n_resamples"] < needed:
-        logger.warning(
-            "`n_resamples=%d` is too few for %d tests: none can be significant after Holm's adjustment with fewer "
-            "than %d.",
-            *(results.bootstrap["n_resamples"], len(table), needed),
-        )
+    if results.bootstrap.get("n_resamples", needed) < needed:
+        logger.warning("`n_resamples` is too small: %d tests with Holm's adjustment need %d.", len(table), needed)
     return table.assign(p_holm=holm(table["p"].tolist()))
 
 
