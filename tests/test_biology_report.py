@@ -141,7 +141,7 @@ def test_perturbation_from_a_table(world, tmp_path):
     ("command", "more", "message"),
     [
         (interactions, ["--baseline", "sft"], "`baseline='sft'` is none of ['base', 'bft', 'random'"),
-        (interactions, ["--color_by", "S9"], "`color_by='S9'` is neither the id nor the name"),
+        (interactions, ["--color_by", "S9"], "`color_by='S9'` is neither id nor name"),
         (interactions, ["--resamples", "9"], "`n_resamples=9` must be at least 99"),
         (interactions, ["--seed", "-1"], "`seed=-1` must be at least 0"),
         (perturbation, ["--control", "none"], "`control='none'`: 0 control cells"),

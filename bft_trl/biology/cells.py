@@ -75,24 +75,14 @@ def changes_of_cells(
     """
     from scipy import sparse
 
-    if min_cells < 1:
-        raise ValueError(f"`min_cells={min_cells}` must be at least 1.")
-    if column not in cells.obs:
-        raise ValueError(f"`perturbation_column={column!r}` is not in the data; obs has {list(cells.obs.columns)}.")
-    labels = cells.obs[column].astype("string").fillna("")
-    names = labels.map({label: _canonical(label, control) for label in labels.unique()}).to_numpy(dtype=object)
+    names, kept, left_out = _cell_labels(cells.obs, column, control, min_cells)
     is_control = names == control
-    if is_control.sum() < 2 * min_cells:
-        known = ", ".join(map(repr, pd.Series(names).value_counts().index[:5]))
-        raise ValueError(
-            f"`control={control!r}`: {is_control.sum()} control cells, and {2 * min_cells} are needed. The most "
-            f"frequent values of {column!r} are {known}."
-        )
-    kept, left_out = _frequent(names[~is_control], min_cells)
     expression = sparse.csr_matrix(cells.X, dtype=np.float64)
     _check_expression(expression.data, raw_counts=raw_counts)
-    if raw_counts:
-        expression = _log_normalized(expression, is_control)
+    if raw_counts:  # cells without counts stay 0
+        totals = np.asarray(expression.sum(1)).ravel()
+        scale = np.median(totals[is_control]) / np.where(totals > 0, totals, np.inf)
+        expression = (sparse.diags_array(scale) @ expression).tocsr().log1p()
     halves = np.array_split(rng.permutation(np.flatnonzero(is_control)), 2)
     groups = pd.Categorical(names, categories=kept).codes.astype(int)  # -1: left out
     for number, half in enumerate(halves):
@@ -157,33 +147,44 @@ def _canonical(name: str | None, control: str | None) -> str:
     return "+".join(sorted(parts - {control})) or (control if control in parts and control else "")
 
 
-def _frequent(names: np.ndarray, min_cells: int) -> tuple[list[str], dict[str, int]]:
-    """Perturbations with enough cells, and the sizes of the others."""
-    unassigned = int((names == "").sum())
-    if unassigned:
-        logger.warning("%d cells have no perturbation and are left out.", unassigned)
-    sizes = pd.Series(names[names != ""]).value_counts()
+def _cell_labels(
+    obs: pd.DataFrame, column: str, control: str, min_cells: int
+) -> tuple[np.ndarray, list[str], dict[str, int]]:
+    """Perturbation of each cell, perturbations with enough cells, and sizes of the others."""
+    if min_cells < 1:
+        raise ValueError(f"`min_cells={min_cells}` must be at least 1.")
+    if column not in obs:
+        raise ValueError(f"`perturbation_column={column!r}` is not in the data; obs has {list(obs.columns)}.")
+    labels = obs[column].astype("string").fillna("")
+    names = labels.map({label: _canonical(label, control) for label in labels.unique()})
+    sizes = names.value_counts()
+    if sizes.get(control, 0) < 2 * min_cells:
+        raise ValueError(
+            f"`control={control!r}`: {sizes.get(control, 0)} control cells, and {2 * min_cells} are needed. The most "
+            f"frequent values of {column!r} are {list(sizes.index[:5])}."
+        )
+    if "" in sizes:
+        logger.warning("%d cells have no perturbation and are left out.", sizes[""])
+    sizes = sizes.drop([control, ""], errors="ignore")
     few = sizes[sizes < min_cells]
     if len(few):
         shown = ", ".join(f"{name} ({size})" for name, size in few.head(5).items())
         logger.warning("%d perturbations have fewer than %d cells and are left out: %s", len(few), min_cells, shown)
+    if len(sizes) - len(few) < MIN_PERTURBATIONS:
+        raise ValueError(f"`min_cells={min_cells}`: fewer than {MIN_PERTURBATIONS} perturbations have as many cells.")
     kept = sorted(sizes.index[sizes >= min_cells])
-    if len(kept) < MIN_PERTURBATIONS:
-        raise ValueError(
-            f"`min_cells={min_cells}` leaves {len(kept)} perturbations; at least {MIN_PERTURBATIONS} are needed."
-        )
-    return kept, {str(name): int(size) for name, size in few.items()}
+    return names.to_numpy(dtype=object), kept, {str(name): int(size) for name, size in few.items()}
 
 
 def _check_expression(values: np.ndarray, *, raw_counts: bool) -> None:
     if not np.isfinite(values).all():
         raise ValueError(f"X contains {(~np.isfinite(values)).sum()} values that are NaN or infinite.")
-    low, high = (values.min(), values.max()) if len(values) else (0.0, 0.0)
+    low, high = values.min(initial=0), values.max(initial=0)
     if low < 0:
         raise ValueError(
             f"X contains negative values (down to {low:.3g}); log expression is needed, not scaled values."
         )
-    whole = bool(len(values)) and bool((values == np.rint(values)).all())
+    whole = len(values) > 0 and bool((values == np.rint(values)).all())
     if raw_counts and not whole:
         raise ValueError(
             "`raw_counts=True`, but X contains numbers that are not counts. Is it log expression already?"
@@ -193,16 +194,6 @@ def _check_expression(values: np.ndarray, *, raw_counts: bool) -> None:
             f"X contains {'whole numbers only' if whole else 'values'} up to {high:.4g}, which is not log expression. "
             "For raw counts, add --raw_counts; otherwise take log1p of normalized values first."
         )
-
-
-def _log_normalized(counts: Any, is_control: np.ndarray) -> Any:
-    """log1p of counts scaled to the median total of the control cells; cells without counts stay 0."""
-    from scipy import sparse
-
-    totals = np.asarray(counts.sum(1)).ravel()
-    target = float(np.median(totals[is_control]))
-    scale = np.divide(target, totals, out=np.zeros_like(totals), where=totals > 0)
-    return (sparse.diags_array(scale) @ counts).tocsr().log1p()
 
 
 def _moments(expression: Any, groups: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

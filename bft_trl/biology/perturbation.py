@@ -143,14 +143,11 @@ def score_perturbations(
         predicted[name] = [found for found, _ in fits]
         chosen[name] = pd.Series([one for _, names in fits for one in names]).value_counts().to_dict()
     predicted |= _baselines(changes, rows, related)
-    scores = [
-        _scores(found, changes, name).assign(seed=seed + draw)
-        for name, draws in predicted.items()
-        for draw, found in enumerate(draws)
-    ]
+    numbered = [(name, seed + draw, one) for name, draws in predicted.items() for draw, one in enumerate(draws)]
+    tables = [_scores(one, changes, name).assign(seed=number) for name, number, one in numbered]
     first = {name: draws[0] for name, draws in predicted.items()}
-    table = pd.concat(scores, ignore_index=True)
-    return Scored(table, first, chosen, changes, named, coverage, n_folds, n_train)
+    scores = pd.concat(tables, ignore_index=True)
+    return Scored(scores, first, chosen, changes, named, coverage, n_folds, n_train)
 
 
 def target_genes_left_out(changes: Changes) -> np.ndarray:

@@ -32,7 +32,7 @@ def write_profiles(
     seed: int = 0,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Generates a profile of each gene; writes a table (gene, text, finished) and its manifest.
+    """Generates a profile of each gene; writes a table (gene, text, finished) and returns its manifest.
 
     Finished batches are saved in the folder `<output_path>.parts`. After an interruption, the same call continues from
     there and gives the same texts.
@@ -46,9 +46,6 @@ def write_profiles(
         temperature: 0 is greedy decoding; otherwise sampling with one seed per batch.
         seed: of the sampling.
         device: see [`load_run`].
-
-    Returns:
-        The manifest: model, adapter, prompt, settings, versions, counts.
 
     Raises ValueError if an option is out of range or `output_path` was written with other settings.
     """
@@ -71,9 +68,7 @@ def write_profiles(
     }
     parts = output_path.with_name(f"{output_path.name}.parts")
     if not made_before(output_path, settings):
-        _check_parts(output_path, parts, settings)
-        table = _generated(genes, run, parts, settings, device=device)
-        _write(table, output_path, settings)
+        _write(_generated(genes, run, parts, settings, device=device), output_path, settings)
     shutil.rmtree(parts, ignore_errors=True)
     return read_manifest(output_path)
 
@@ -146,8 +141,7 @@ def made_before(path: Path, settings: Mapping[str, Any]) -> bool:
     changed = _changed(read_manifest(path), settings)
     if changed:
         raise ValueError(
-            f"`output_path={str(path)!r}` exists and was made with other settings ({changed}). Choose another name, "
-            "or remove the file."
+            f"`output_path={str(path)!r}` exists, with other settings ({changed}). Choose another name, or remove it."
         )
     logger.info("%s exists and was made with the same settings.", path)
     return True
@@ -168,20 +162,14 @@ def _changed(made: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     return ", ".join(name for name in wanted if made.get(name) != wanted[name])
 
 
-def _check_parts(output_path: Path, parts: Path, settings: Mapping[str, Any]) -> None:
-    begun = parts / "settings.json"
-    changed = _changed(read_json_object(begun), settings) if begun.is_file() else ""
-    if changed:
-        raise ValueError(
-            f"`output_path={str(output_path)!r}`: {parts} was begun with other settings ({changed}). Choose another "
-            "name, or remove that folder."
-        )
-
-
 def _generated(
     genes: Sequence[str], run: Run, parts: Path, settings: Mapping[str, Any], *, device: str | None
 ) -> pd.DataFrame:
     """Generates the batches that `parts` lacks, and returns all of them."""
+    begun = parts / "settings.json"
+    changed = _changed(read_json_object(begun), settings) if begun.is_file() else ""
+    if changed:
+        raise ValueError(f"{parts} was begun with other settings ({changed}). Choose another name, or remove it.")
     tokenizer = load_tokenizer(run)
     prompts = {gene: _prompt(gene, tokenizer, chat_template=run.chat_template) for gene in genes}
     lengths = dict(zip(prompts, map(len, tokenizer(list(prompts.values()))["input_ids"]), strict=True))
@@ -198,10 +186,10 @@ def _generated(
     longest, limit = max(lengths.values()), getattr(model and model.config, "max_position_embeddings", None)
     if limit is not None and longest + settings["max_new_tokens"] > limit:
         raise ValueError(
-            f"`max_new_tokens={settings['max_new_tokens']}`: the longest prompt has {longest} tokens, and the model "
-            f"reads {limit}: at most {limit - longest} can be new."
+            f"`max_new_tokens={settings['max_new_tokens']}`: the model reads {limit} tokens, of which the longest prompt "
+            f"takes {longest}."
         )
-    write_text(parts / "settings.json", json.dumps(dict(settings), indent=2) + "\n")
+    write_text(begun, json.dumps(dict(settings), indent=2) + "\n")
     with tqdm(total=len(genes), initial=done, desc="Profiles", unit="gene") as progress:
         for number in missing:
             texts = _generate(model, tokenizer, [prompts[gene] for gene in batches[number]], number, settings)
