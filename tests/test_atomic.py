@@ -55,14 +55,14 @@ def test_a_second_command_is_refused_while_the_first_writes(gmt, tmp_path, capsy
 
 def test_files_of_one_folder_are_locked_one_by_one(tmp_path, capsys):
     (tmp_path / "genes.txt").write_text("TP53\n")
-    command = ["profiles", "--genes", str(tmp_path / "genes.txt"), "--symbols", "--output_path"]
+    command = ["profiles", "--genes", str(tmp_path / "genes.txt"), "--symbols", "--out"]
     with held_by_another(tmp_path / "o" / "a.parquet"):
         assert main([*command, str(tmp_path / "o" / "a.parquet")]) == 2
         assert "a.parquet'`: another process is writing there" in capsys.readouterr().err
         assert main([*command, str(tmp_path / "o" / "b.parquet")]) == 0
     assert main([*command, str(tmp_path / "o" / "a.parquet")]) == 0
     left = sorted(path.name for path in (tmp_path / "o").iterdir())
-    assert left == ["a.manifest.json", "a.parquet", "b.manifest.json", "b.parquet"]
+    assert left == ["a.json", "a.parquet", "b.json", "b.parquet"]
 
 
 def test_training_holds_its_folder_and_may_train_twice(tmp_path):

@@ -125,7 +125,7 @@ def test_resumed_profiles_equal_uninterrupted_ones(world, tmp_path, monkeypatch,
         ({"temperature": -1.0}, "temperature=-1"),
         ({"path": "x.csv"}, "must be a file that ends in .parquet"),
         ({"path": "file/x.parquet"}, "is a file. Name a folder"),
-        ({"max_new_tokens": 900}, "max_new_tokens=900.*the model reads 1024 tokens"),
+        ({"max_new_tokens": 900}, "max_new_tokens=900.*the model reads 1024"),
         ({"device": "nonsense"}, "device='nonsense'.* cannot be used"),
     ],
 )

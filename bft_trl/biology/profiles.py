@@ -186,8 +186,8 @@ def _generated(
     longest, limit = max(lengths.values()), getattr(model and model.config, "max_position_embeddings", None)
     if limit is not None and longest + settings["max_new_tokens"] > limit:
         raise ValueError(
-            f"`max_new_tokens={settings['max_new_tokens']}`: the model reads {limit} tokens, of which the longest prompt "
-            f"takes {longest}."
+            f"`max_new_tokens={settings['max_new_tokens']}`: the longest prompt has {longest} tokens, and the model "
+            f"reads {limit}."
         )
     write_text(begun, json.dumps(dict(settings), indent=2) + "\n")
     with tqdm(total=len(genes), initial=done, desc="Profiles", unit="gene") as progress:
