@@ -192,13 +192,17 @@ def test_perturbations_with_few_cells_and_cells_without_a_label_are_left_out(cap
     assert "3 cells have no perturbation and are left out" in caplog.text
 
 
-def test_truncated_h5ad(tmp_path):
+def test_truncated_and_incomplete_h5ad(tmp_path):
     whole, cut = tmp_path / "whole.h5ad", tmp_path / "cut.h5ad"
     many_cells(np.random.default_rng(0)).write_h5ad(whole)
     for length in (0, 100, whole.stat().st_size // 2, whole.stat().st_size - 1):
         cut.write_bytes(whole.read_bytes()[:length])
         with pytest.raises(ValueError, match="cut.h5ad: cannot be read as h5ad"):
             read_anndata(cut)
+    cells_without = anndata.AnnData(obs=pd.DataFrame(index=["c0"]), var=pd.DataFrame(index=["A"]))
+    cells_without.write_h5ad(cut)
+    with pytest.raises(ValueError, match="cut.h5ad: needs an expression matrix X"):
+        read_anndata(cut)
     with pytest.raises(FileNotFoundError, match="none.h5ad: no such file"):
         read_anndata(tmp_path / "none.h5ad")
     assert read_anndata(whole).shape == (100, 3)
@@ -229,9 +233,9 @@ def test_changes_of_a_table(tmp_path, caplog):
 
 
 def standardized(train, test):
-    centre = train.mean(0)
-    length = np.sqrt(((train - centre) ** 2).sum(1).mean())
-    return (train - centre) / length, (test - centre) / length
+    center = train.mean(0)
+    length = np.sqrt(((train - center) ** 2).sum(1).mean())
+    return (train - center) / length, (test - center) / length
 
 
 def test_predictors_are_those_of_scikit_learn():
@@ -315,7 +319,7 @@ TWENTY = [f"P{i}" for i in range(20)]
 
 
 def test_perturbations_that_share_a_gene_are_not_learned_from():
-    """Eight genes, alone and in every pair, under meaningless vectors: a gene that was seen in a pair would be known."""
+    """Eight genes, alone and in every pair, with random vectors: a gene that was seen in a pair would be known."""
     rng = np.random.default_rng(0)
     genes = [f"P{i}" for i in range(8)]
     names = [*genes, *(f"{a}+{b}" for i, a in enumerate(genes) for b in genes[i + 1 :])]

@@ -43,10 +43,10 @@ def read_anndata(path: Path) -> Any:
         raise FileNotFoundError(f"{path}: no such file.")
     try:
         cells = anndata.read_h5ad(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:  # TypeError: HDF5 that is not AnnData
         raise ValueError(f"{path}: cannot be read as h5ad ({error}). Is the file complete?") from error
     if cells.X is None or not cells.var_names.is_unique:
-        raise ValueError(f"{path}: needs an expression matrix X and unique var_names.")
+        raise ValueError(f"{path}: needs an expression matrix X, and unique var_names.")
     return cells
 
 
