@@ -118,7 +118,8 @@ def score_perturbations(
     Raises ValueError with the name of the argument if too few perturbations can be compared.
     """
     changes, coverage = _covered(changes, named)
-    count, related = len(changes.perturbations), _share_genes(changes.perturbations)
+    genes, member = _genes(changes.perturbations)
+    count, related = len(changes.perturbations), (member @ member.T).toarray() > 0
     small = SMALL if related.sum() == count else SMALL_COMBINED
     n_folds = folds if folds is not None else (count if count <= small else FOLDS)
     if not 2 <= n_folds <= count:
@@ -137,7 +138,7 @@ def score_perturbations(
 
     predicted: dict[str, list[np.ndarray]] = {}
     chosen: dict[str, dict[str, int]] = {}
-    inputs = _inputs(changes.perturbations, named, for_controls)
+    inputs = _inputs(genes, member, named, for_controls)
     for name, draws in tqdm(inputs.items(), desc="Perturbations", unit="model"):
         fits = [fitted(values) for values in draws]
         predicted[name] = [found for found, _ in fits]
@@ -198,23 +199,28 @@ def _results(scored: Scored, settings: Mapping[str, Any], color: tuple[str, set[
     )
 
 
+def _genes(perturbations: Sequence[str]) -> tuple[list[str], Any]:
+    """The perturbed genes, sorted, and which perturbation has which of them, (P, genes) sparse."""
+    from sklearn.preprocessing import MultiLabelBinarizer
+
+    binarizer = MultiLabelBinarizer(sparse_output=True)
+    member = binarizer.fit_transform([name.split("+") for name in perturbations])
+    return list(binarizer.classes_), member
+
+
 def _inputs(
-    perturbations: Sequence[str], named: Mapping[str, Vectors], rngs: Sequence[np.random.Generator]
+    genes: list[str], member: Any, named: Mapping[str, Vectors], rngs: Sequence[np.random.Generator]
 ) -> dict[str, list[np.ndarray]]:
     """Vectors of the perturbations, (P, D) float64, by name, one entry per draw: the sums over their genes."""
-
-    def summed(found: Vectors) -> np.ndarray:
-        return np.array([found.values[found.rows(name.split("+"))].sum(0, dtype=np.float64) for name in perturbations])
-
-    # Shuffled among the perturbed genes only.
-    genes = sorted({gene for name in perturbations for gene in name.split("+")})
-    first = next(iter(named.values()))
-    first = first._replace(genes=genes, values=first.values[first.rows(genes)])
-    draws = range(DRAWS if len(perturbations) <= SMALL else 1)
-    return {name: [summed(found)] for name, found in named.items()} | {
-        name: [summed(make(first, rng)) for _ in draws]
-        for name, make, rng in zip(("random", "shuffled"), (random_like, shuffled), rngs, strict=True)
+    wanted = {
+        name: found._replace(genes=genes, values=found.values[found.rows(genes)]) for name, found in named.items()
     }
+    first = next(iter(wanted.values()))
+    draws = range(DRAWS if member.shape[0] <= SMALL else 1)
+    drawn = {name: [found] for name, found in wanted.items()}
+    for name, make, rng in zip(("random", "shuffled"), (random_like, shuffled), rngs, strict=True):
+        drawn[name] = [make(first, rng) for _ in draws]
+    return {name: [member @ found.values.astype(np.float64) for found in draws] for name, draws in drawn.items()}
 
 
 def _baselines(changes: Changes, folds: list[np.ndarray], related: np.ndarray) -> dict[str, list[np.ndarray]]:
@@ -249,19 +255,12 @@ def _scores(predicted: np.ndarray, changes: Changes, model: str) -> pd.DataFrame
     return table.dropna().reset_index().assign(model=model)
 
 
-def _share_genes(perturbations: Sequence[str]) -> np.ndarray:
-    """Whether two perturbations have a gene in common, (P, P) bool."""
-    from sklearn.preprocessing import MultiLabelBinarizer
-
-    genes = MultiLabelBinarizer(sparse_output=True).fit_transform([name.split("+") for name in perturbations])
-    return (genes @ genes.T).toarray() > 0
-
-
 def _covered(changes: Changes, named: Mapping[str, Vectors]) -> tuple[Changes, dict[str, float]]:
     """The perturbations that have a vector in every set, and the fraction that each set has."""
+    known = {name: set(found.genes) for name, found in named.items()}
     has = {
-        name: np.array([(found.rows(one.split("+")) >= 0).all() for one in changes.perturbations])
-        for name, found in named.items()
+        name: np.array([genes.issuperset(p.split("+")) for p in changes.perturbations])
+        for name, genes in known.items()
     }
     coverage = {name: float(mask.mean()) for name, mask in has.items()}
     kept = np.logical_and.reduce(list(has.values()))
