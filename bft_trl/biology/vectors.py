@@ -34,8 +34,7 @@ class Vectors(NamedTuple):
 
     def rows(self, genes: Sequence[str]) -> np.ndarray:
         """Returns the row of each of `genes`, (N,), -1 if it has no vector."""
-        index = {gene: row for row, gene in enumerate(self.genes)}
-        return np.array([index.get(gene, -1) for gene in genes], dtype=int)
+        return pd.Index(self.genes).get_indexer(list(genes))
 
 
 def embed_profiles(profiles: Path, encoder: Encoder, output_path: Path) -> dict[str, Any]:
