@@ -1,9 +1,9 @@
-"""Time and memory of the embedding commands: profiles beside plain `generate`, both tasks at real and larger sizes.
+"""Time and memory of the biology commands: profiles against plain `generate`, both tasks at real and larger sizes.
 
     python benchmarks/embeddings.py --train ggi_train.parquet --test ggi_valid.parquet
 
-Each arm runs in a process of its own; writes embeddings.csv. Without the two tables of gene pairs (gene_a, gene_b,
-label), as many pairs of random genes take their place. Profiles are of SmolLM2-135M, 64 genes, 64 tokens each.
+Each case runs in its own process; the results are in embeddings.csv. Without the two tables of gene pairs (gene_a,
+gene_b, label), the same number of random pairs is used. Profiles are by SmolLM2-135M, 64 genes, 64 tokens each.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 
 from bft_trl.biology.cells import Changes
-from bft_trl.biology.classifiers import fit
 from bft_trl.biology.pairs import pair_features, read_pairs
 from bft_trl.biology.perturbation import score_perturbations
+from bft_trl.biology.predictors import fit
 from bft_trl.biology.profiles import write_profiles
-from bft_trl.data.tables import write_parquet
+from bft_trl.biology.vectors import Vectors
 from bft_trl.demo_model import demo_model
 from bft_trl.io import atomic_file
 from bft_trl.models import load_run, load_tokenizer, read_run
@@ -79,12 +79,9 @@ def perturbation(case: dict[str, Any]) -> dict[str, Any]:
     names = [f"P{number}" for number in range(count)]
     changes = rng.standard_normal((count, n_genes))
     found = Changes(names, [f"G{number}" for number in range(n_genes)], changes, changes, changes > 1, {})
-    with tempfile.TemporaryDirectory() as folder:
-        vectors = Path(folder) / "text.parquet"
-        values = rng.standard_normal((count, 384)).astype(np.float32)
-        write_parquet(vectors, pd.DataFrame({"gene": names, "vector": list(values)}))
-        started = time.perf_counter()
-        score_perturbations(found, [vectors], Path(folder) / "out")
+    vectors = Vectors(names, rng.standard_normal((count, 384)).astype(np.float32), {})
+    started = time.perf_counter()
+    score_perturbations(found, {"text": vectors})
     return {"seconds": time.perf_counter() - started, "size": f"{count} x {n_genes}"}
 
 
@@ -125,7 +122,7 @@ def main() -> None:
         cases.append({"part": "perturbation", "arm": "all", "perturbations": count, "genes": n_genes, "repeats": 1})
     cases = [case for case in cases if case["part"] in args.parts]
     isolated.measure_all(Path(__file__), cases, repeats=args.repeats, memory_gib=args.memory_gib, out=OUT)
-    rows = pd.read_csv(OUT).drop(columns=["train", "test"], errors="ignore")  # paths are nobody's business
+    rows = pd.read_csv(OUT).drop(columns=["train", "test"], errors="ignore")  # no paths in the results
     with atomic_file(OUT) as temporary:
         rows.to_csv(temporary, index=False)
 

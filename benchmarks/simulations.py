@@ -1,11 +1,10 @@
-"""Do the downstream tasks find a signal that was planted, and none where there is none? 200 simulations of each.
+"""Do the biology tasks find a planted signal, and none in null data? 200 simulations of each.
 
     python benchmarks/simulations.py
 
-Writes simulations.csv: a row per simulation, with the figure, its interval, the figure of the same fitted predictor on
-a large new sample ("truth"), and how it differs from the control (random vectors, the training mean). Both tasks have
-what makes real ones hard: pairs that share genes whose propensity to interact differs, and perturbations that share a
-common response.
+Writes simulations.csv, one row per simulation: the metric, its interval, the metric of the same fitted predictor on a
+large new sample ("truth"), and the difference to the control (random vectors, the training mean). As in real data,
+pairs share genes of different propensity to interact, and perturbations share a common response.
 """
 
 import argparse
@@ -16,11 +15,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bft_trl.biology.classifiers import fit
-from bft_trl.biology.metrics import pearson_delta
 from bft_trl.biology.pairs import pair_features
-from bft_trl.biology.predictors import fold_rows, predict_unseen
-from bft_trl.biology.ranking import auroc, bootstrap_p, gene_resamples, interval
+from bft_trl.biology.predictors import fit, fold_rows, predict_unseen
+from bft_trl.biology.task_metrics import auroc, bootstrap_p, gene_resamples, interval, pearson_delta
 from bft_trl.comparison.statistics import ALPHA, cross_validated, paired_interval
 from bft_trl.io import atomic_file
 
@@ -35,7 +32,7 @@ RESAMPLES = 1999
 def interactions(rng: np.random.Generator, *, planted: bool) -> dict[str, float]:
     """AUROC of fitted classifiers on gene-disjoint parts; with `planted` the label depends on four dimensions."""
     parts = {part: _pairs(rng, GENES[part], PAIRS[part], planted=planted) for part in GENES}
-    # New genes, few pairs of each: what the interval on the test part should hold.
+    # New genes with few pairs each: the interval on the test part should contain this value.
     new = _pairs(rng, 2000, NEW, planted=planted)
     probabilities = {}
     for arm in ("vectors", "random"):
@@ -56,7 +53,7 @@ def interactions(rng: np.random.Generator, *, planted: bool) -> dict[str, float]
     one = np.ones((1, len(labels)))
     value = float(auroc(tested["vectors"], labels, one)[0])
     found = interval(value, resampled["vectors"])
-    # What most would do: resample pairs as if they were independent.
+    # The usual interval: resample pairs as if they were independent.
     by_pairs = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=RESAMPLES).astype(float)
     naive = interval(value, auroc(tested["vectors"], labels, by_pairs))
     return {
@@ -98,10 +95,10 @@ def perturbation(rng: np.random.Generator, *, planted: bool) -> dict[str, float]
     mean = (own.sum(0) - own) / (PERTURBATIONS - 1)
     ours, control = pearson_delta(predicted, own, everything), pearson_delta(mean, own, everything)
     found, _ = cross_validated(ours, n_train=PERTURBATIONS - 1)
-    # What most would do: perturbations as if each had a predictor that knows nothing of the others'.
+    # The usual interval: as if the predictors of the perturbations were independent.
     naive = paired_interval(ours, rng=rng, n_resamples=RESAMPLES)
     new = np.arange(PERTURBATIONS, total)
-    # The others of the new ones stay unseen: one fold, from the same training perturbations.
+    # One fold of new perturbations, predicted from the same training perturbations.
     guessed, _ = predict_unseen(vectors, changes, [new], rng=rng)
     truth = pearson_delta(guessed[new], changes[new], np.ones((NEW, RESPONDING), dtype=bool)).mean()
     return {
@@ -120,7 +117,7 @@ TASKS = {"perturbation": perturbation, "interactions": interactions}
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Per task and kind: mean figure, how often the interval holds the truth, and how often a gain was found."""
+    """Mean metric, how often the interval contains the truth, and how often a gain was found, per task and kind."""
     table = table.assign(
         holds=(table["low"] <= table["truth"]) & (table["truth"] <= table["high"]),
         naive_holds=(table["naive_low"] <= table["truth"]) & (table["truth"] <= table["naive_high"]),

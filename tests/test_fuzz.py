@@ -1,123 +1,117 @@
-"""Damaged files: a reader gives a result or an error that names the file, in time, and never a wrong row unnoticed."""
+"""Damaged files: a reader returns a result, or raises one ValueError or OSError that names the file."""
 
+import gzip
+import io
 import json
 import random
-import subprocess
-import sys
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from fuzzing import PLANTED, READERS
-from scipy.sparse import csr_matrix
+from test_gene_ontology import ANNOTATIONS, ONTOLOGY, gaf_text
+from test_medical import MEDMCQA
 
-from bft_trl.biology.cells import _READ_ALL as READ_ALL
-from bft_trl.biology.cells import read_anndata
-from bft_trl.data.tables import ids_as_text
-
-# Half a second and more for one reading: a process of its own, or a model that is loaded.
-SLOW = {"cells sparse", "cells dense"}
-MODELS = {"run folder", "whole run", "encoder"}
-
-
-def read_damaged(folder: Path, counts: dict[str, int], *, first: int = 0) -> dict[str, list[dict]]:
-    """What came of each reading, by reader; the last one of a process that ended is a fault."""
-    spans = [f"{reader}={first}:{count}" for reader, count in counts.items()]
-    command = [sys.executable, "-W", "ignore", Path(__file__).with_name("fuzzing.py"), folder, *spans]
-    process = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    found = {reader: [] for reader in counts}
-    for line, after in zip(lines, [*lines[1:], {}], strict=True):
-        if "outcome" in line:
-            found[line["reader"]].append(line)
-        elif "outcome" not in after:
-            why = f"the process ended with {process.returncode}: {process.stderr[-2000:]}"
-            found[line["reader"]].append(line | {"outcome": "fault", "why": why})
-    assert lines, process.stderr
-    return found
+from bft_trl.biology.genes import read_genes
+from bft_trl.biology.pairs import read_pairs
+from bft_trl.data.evaluation_sets import load_background
+from bft_trl.data.gene_ontology import read_obo_gaf
+from bft_trl.data.gene_sets import load_gene_sets
+from bft_trl.data.medical import load_questions
+from bft_trl.data.tables import read_gene_sets, read_gmt, read_json_object, read_table
+from bft_trl.io import missing_part
+from bft_trl.training.sample_log import SCHEMA, read_part
 
 
-def faults(outcomes: list[dict]) -> str:
-    """Reader, seed and damage of each fault: `python tests/fuzzing.py FOLDER READER=SEED:1` does it again."""
-    return "\n".join(json.dumps(outcome) for outcome in outcomes if outcome["outcome"] == "fault")
+def table_bytes(table: pd.DataFrame, suffix: str) -> bytes:
+    if suffix == ".parquet":
+        buffer = io.BytesIO()
+        table.to_parquet(buffer)
+        return buffer.getvalue()
+    if suffix == ".csv":
+        return table.to_csv(index=False).encode()
+    return table.to_json(orient="records", lines=suffix == ".jsonl", force_ascii=False).encode()
 
 
-@pytest.fixture(scope="module")
-def few(tmp_path_factory):
-    """The first seeds of each reader, in one process."""
-    counts = {reader: 2 if reader in SLOW else 5 for reader in READERS if reader not in MODELS}
-    return counts, read_damaged(tmp_path_factory.mktemp("few"), counts)
+def sets() -> pd.DataFrame:
+    table = load_gene_sets("eval").to_pandas().head(12)[["id", "name", "genes"]]
+    table["genes"] = [" ".join(genes[:8]) for genes in table["genes"]]
+    table["name"] = [f'{name}, "{number}" Größe' for number, name in enumerate(table["name"])]
+    return table
 
 
-@pytest.mark.parametrize("reader", [reader for reader in READERS if reader not in MODELS])
-def test_a_few_damaged_files(few, reader):
-    counts, found = few
-    assert not faults(found[reader])
-    assert len(found[reader]) == counts[reader]
+def log_bytes() -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([dict.fromkeys(SCHEMA.names, 1)] * 20, schema=SCHEMA), buffer)
+    return buffer.getvalue()
 
 
-def test_planted_faults_are_seen(tmp_path):
-    planted = {
-        "raises KeyError": "KeyError: 'a'",
-        "names no file": "ValueError without the file",
-        "forgets rows": "a cut file gave another result",
-        "ends the process": "the process ended with -6",
-    }
-    assert planted.keys() < PLANTED.keys()
-    found = read_damaged(tmp_path, dict.fromkeys(planted, 20))
-    for reader, why in planted.items():
-        assert why in faults(found[reader])
+PAIRS = pd.DataFrame({"gene_a": ["A", "B", "C"] * 4, "gene_b": ["D", "E", "F"] * 4, "label": [0, 1, 1] * 4})
+QUESTIONS = pd.DataFrame([MEDMCQA | {"id": f"m{i}", "question": f"Which nerve {i}?"} for i in range(12)])
+GMT = "".join(f"Term {i} (GO:{i:07})\td\t" + "\t".join(f"G{i}{x}" for x in "ABCD") + "\n" for i in range(12)).encode()
+GENES = [f"GENE{i}" for i in range(20)]
 
 
-@pytest.mark.long
-def test_a_reader_without_end_is_seen(tmp_path):
-    assert "TooLongError: more than 20 s" in faults(read_damaged(tmp_path, {"reads for ever": 1})["reads for ever"])
+def obo_gaf(path: Path) -> pd.DataFrame:
+    (path.parent / "whole.gaf").write_text(gaf_text(ANNOTATIONS))
+    return read_obo_gaf(path, path.parent / "whole.gaf", min_genes=1)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("reader", READERS)
-def test_many_damaged_files(tmp_path, reader, capsys):
-    """12,000 and more in all, others each time."""
-    count = 120 if reader in SLOW | MODELS else 280
-    found = read_damaged(tmp_path, {reader: count}, first=random.SystemRandom().randrange(10**9))[reader]
-    with capsys.disabled():
-        sys.stdout.write(f"\n{reader}: {dict(Counter(outcome['outcome'] for outcome in found))} ")
-    assert not faults(found)
-    assert len(found) == count
-    if reader != "kept vectors":  # what is damaged is made anew
-        assert sum(outcome["outcome"] == "error" for outcome in found) > count / 20
+def gaf(path: Path) -> pd.DataFrame:
+    (path.parent / "whole.obo").write_text(ONTOLOGY)
+    return read_obo_gaf(path.parent / "whole.obo", path, min_genes=1)
 
 
-# --- what was found by it, one by one --------------------------------------------------------------------------------
+# The name of the file, its content, and what reads it.
+READERS = {
+    **{f"table{s}": (f"t{s}", table_bytes(sets(), s), read_table) for s in (".parquet", ".csv", ".json", ".jsonl")},
+    "table.csv.gz": ("t.csv.gz", gzip.compress(table_bytes(sets(), ".csv")), read_table),
+    "gene sets": ("sets.csv", table_bytes(sets(), ".csv"), read_gene_sets),
+    "gmt": ("sets.gmt", GMT, read_gmt),
+    "obo": ("go.obo", ONTOLOGY.encode(), obo_gaf),
+    "gaf": ("human.gaf", gaf_text(ANNOTATIONS).encode(), gaf),
+    "questions": (
+        "medmcqa_validation.parquet",
+        table_bytes(QUESTIONS, ".parquet"),
+        lambda path: load_questions("medmcqa", data_dir=path.parent),
+    ),
+    "background": ("background.txt", "\n".join(sets()["name"]).encode(), load_background),
+    "pairs": ("pairs.csv", table_bytes(PAIRS, ".csv"), read_pairs),
+    "genes": ("genes.txt", "\n".join(GENES).encode(), lambda path: read_genes([path])),
+    "settings": ("settings.json", json.dumps({"tasks": {"a": 1}}).encode(), read_json_object),
+    "sample log": ("part-00000-0.parquet", log_bytes(), read_part),
+    "checkpoint": ("trainer_state.json", b'{"global_step": 3}', lambda path: missing_part(path.parent)),
+}
+VALUES = [b"", b"nan", b"1e999", b"-1", b"[]", b"\0", "\u202e".encode(), b"\xff\xfe", b'"', b"\n\n", b"x" * 10_000]
 
 
-def test_ids_that_are_lists_are_refused():
-    with pytest.raises(ValueError, match=r"t\.json: 'gene' must be texts or numbers; found '\[1\]'"):
-        ids_as_text(pd.Series(["a", [1]], name="gene"), where="t.json")
+def damage(content: bytes, rng: random.Random) -> bytes:
+    """Returns the content with one kind of damage."""
+    first = rng.randrange(len(content))
+    last = min(len(content), first + rng.randrange(1, 40))
+    kind = rng.choice(["flip", "cut", "delete", "double", "nul", "value"])
+    if kind == "flip":
+        return content[:first] + bytes([content[first] ^ 1 << rng.randrange(8)]) + content[first + 1 :]
+    if kind == "cut":
+        return content[:first]
+    if kind == "delete":
+        return content[:first] + content[last:]
+    if kind == "double":
+        return content[:last] + content[first:]
+    return content[:first] + (b"\0" if kind == "nul" else rng.choice(VALUES)) + content[last:]
 
 
-def test_cells_whose_indices_lie_outside_are_refused(tmp_path):
-    """scipy does not look at them, and its products read beyond the matrix."""
-    anndata, h5py = pytest.importorskip("anndata"), pytest.importorskip("h5py")
-    path = tmp_path / "cells.h5ad"
-    anndata.AnnData(csr_matrix(np.eye(4, dtype=np.float32))).write_h5ad(path)
-    assert read_anndata(path).shape == (4, 4)
-    with h5py.File(path, "r+") as file:
-        file["X/indices"][2] = 10**6
-    with pytest.raises(ValueError, match=r"cells\.h5ad: cannot be read as h5ad"):
-        read_anndata(path)
-
-
-def test_a_file_that_ends_the_reading_process_is_an_error(tmp_path, monkeypatch):
-    """As HDF5 does with some damaged files: by a signal."""
-    path = tmp_path / "cells.h5ad"
-    path.write_bytes(b"x")
-    endless = READ_ALL.split("def read")[0].replace("int(sys.argv[2])", "1") + "while True: pass"
-    monkeypatch.setattr("bft_trl.biology.cells._READ_ALL", "import os; os.abort()")
-    with pytest.raises(ValueError, match=r"cells\.h5ad: .* HDF5 did not survive"):
-        read_anndata(path)
-    monkeypatch.setattr("bft_trl.biology.cells._READ_ALL", endless)
-    with pytest.raises(ValueError, match=r"cells\.h5ad: .* HDF5 did not survive"):
-        read_anndata(path)
+@pytest.mark.parametrize("count", [30, pytest.param(3000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", READERS)
+def test_damaged_files_are_read_or_named(name, count, tmp_path):
+    file, content, read = READERS[name]
+    path = tmp_path / file
+    path.write_bytes(content)
+    read(path)
+    for seed in range(count):
+        path.write_bytes(damage(content, random.Random(seed)))
+        try:
+            read(path)
+        except (ValueError, OSError) as error:
+            assert file in str(error), f"seed {seed}: {error!r}"

@@ -19,11 +19,8 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from bft_trl.biology import metrics, ranking
-from bft_trl.biology.cells import changes_of_table
+from bft_trl.biology import task_metrics
 from bft_trl.biology.pairs import read_pairs
-from bft_trl.biology.vectors import _write as write_vectors
-from bft_trl.biology.vectors import read_vectors
 from bft_trl.comparison.statistics import (
     MCNEMAR,
     cross_validated,
@@ -410,8 +407,8 @@ def test_ids_become_text_once_and_for_all(ids):
 
 
 @given(rows=st.lists(st.tuples(*[st.sampled_from("ABCD")] * 2, st.integers(0, 1)), min_size=1, max_size=12))
-def test_pairs_equal_the_twin(rows):
-    """Unordered; those that agree once, those that contradict each other and those of a gene with itself never."""
+def test_pairs_equal_the_loop(rows):
+    """Pairs are unordered: agreeing ones count once, contradictory ones and those of a gene with itself not at all."""
     known: dict[tuple[str, str], set[int]] = {}
     for a, b, label in rows:
         if a != b:
@@ -428,56 +425,6 @@ def test_pairs_equal_the_twin(rows):
     assert list(found.pairs.itertuples(index=False, name=None)) == expected
     assert found.report["with_itself"] == sum(a == b for a, b, _ in rows)
     assert found.report["contradictory"] == sum(len(labels) == 2 for labels in known.values())
-
-
-@given(
-    names=st.lists(symbols, min_size=2, max_size=6, unique=True),
-    width=st.integers(1, 5),
-    seed=seeds,
-    power=st.integers(-20, 6),
-)
-def test_vectors_are_read_as_they_were_written(names, width, seed, power):
-    values = (np.random.default_rng(seed).standard_normal((len(names), width)) * 10.0**power).astype(np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        path, profiles = Path(folder) / "v.parquet", Path(folder) / "p.csv"
-        profiles.write_text("gene,text\nA,b\n")
-        write_vectors(names, values, path, {"encoder": "x"}, profiles)
-        found = read_vectors(path)
-    assert found.genes == names
-    assert np.array_equal(found.values, values)
-    assert found.manifest["encoder"] == "x"  # its hash is that of the vectors
-    assert found.rows([*names[::-1], "absent"]).tolist() == [*reversed(range(len(names))), -1]
-
-
-@given(
-    n_genes=st.integers(1, 4),
-    n_names=st.integers(3, 5),
-    data=st.data(),
-    missing=st.booleans(),
-)
-def test_changes_equal_the_table(n_genes, n_names, data, missing):
-    """Rows in any order; a perturbation that lacks a gene is refused, not filled."""
-    cells = [(f"P{p}", f"G{g}") for p in range(n_names) for g in range(n_genes)]
-    deltas = data.draw(st.lists(st.integers(-64, 64).map(lambda x: x / 8), min_size=len(cells), max_size=len(cells)))
-    known = dict(zip(cells, deltas, strict=True))
-    order = data.draw(st.permutations(cells))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "deltas.csv"
-        kept = order[1:] if missing else order
-        rows = [(*cell, known[cell]) for cell in kept]
-        pd.DataFrame(rows, columns=["perturbation", "gene", "delta"]).to_csv(path, index=False)
-        if missing and n_genes > 1:
-            with pytest.raises(ValueError, match=r"deltas\.csv: no finite delta"):
-                changes_of_table(path)
-            return
-        if missing and n_names == 3:
-            with pytest.raises(ValueError, match=r"deltas\.csv: 2 perturbations"):
-                changes_of_table(path)
-            return
-        found = changes_of_table(path)
-    assert found.perturbations == sorted({name for name, _ in kept})
-    for row, name in enumerate(found.perturbations):
-        assert found.test[row].tolist() == [known[name, gene] for gene in found.genes]
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
@@ -633,7 +580,7 @@ def test_percentile_equals_the_loop(seed, n, m, width):
     assert (np.abs(cosine_similarity(said, true)) <= 1).all()
 
 
-# --- embeddings ------------------------------------------------------------------------------------------------------
+# --- biology ---------------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -641,22 +588,22 @@ def test_percentile_equals_the_loop(seed, n, m, width):
     seed=seeds,
 )
 def test_ranking_equals_the_definition(pairs, seed):
-    """AUROC: share of positive-negative pairs in the right order, ties by half. AP: mean precision at positives."""
+    """AUROC: fraction of positive-negative pairs in the right order, ties by half. AP: mean precision at positives."""
     scores, labels, weights = (np.array(part, dtype=float) for part in zip(*pairs, strict=True))
     weighted = (
         [(s, w) for s, label, w in pairs if label for _ in range(w)],
         [s for s, label, w in pairs if not label for _ in range(w)],
     )
     positive, negative = [s for s, _ in weighted[0]], weighted[1]
-    (auroc,) = ranking.auroc(scores, labels, weights[None])
+    (auroc,) = task_metrics.auroc(scores, labels, weights[None])
     if positive and negative:
         wins = sum((p > q) + 0.5 * (p == q) for p in positive for q in negative)
         assert auroc == pytest.approx(wins / len(positive) / len(negative))
-        (mirrored,) = ranking.auroc(-scores, labels, weights[None])
+        (mirrored,) = task_metrics.auroc(-scores, labels, weights[None])
         assert auroc + mirrored == pytest.approx(1)
     else:
         assert np.isnan(auroc)
-    (precision,) = ranking.average_precision(scores, labels, weights[None])
+    (precision,) = task_metrics.average_precision(scores, labels, weights[None])
     if positive:
         at_least = [
             sum(q >= p for q in positive) / (sum(q >= p for q in positive) + sum(q >= p for q in negative))
@@ -667,28 +614,12 @@ def test_ranking_equals_the_definition(pairs, seed):
         assert np.isnan(precision)
 
 
-@pytest.mark.long  # scikit-learn is slow, and the definition above needs no other
-@given(
-    pairs=st.lists(
-        st.tuples(st.integers(0, 6), st.integers(0, 1), st.floats(0.01, 9)), min_size=2, max_size=12
-    ).filter(lambda pairs: len({label for _, label, _ in pairs}) == 2)
-)
-def test_ranking_equals_scikit_learn(pairs):
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
-    scores, labels, weights = (np.array(part) for part in zip(*pairs, strict=True))
-    (auroc,) = ranking.auroc(scores, labels, weights[None])
-    (precision,) = ranking.average_precision(scores, labels, weights[None])
-    assert auroc == pytest.approx(roc_auc_score(labels, scores, sample_weight=weights))
-    assert precision == pytest.approx(average_precision_score(labels, scores, sample_weight=weights))
-
-
 @given(values=st.lists(st.one_of(eighths, st.just(math.nan)), max_size=12).map(lambda v: np.array(v, dtype=float)))
 def test_bootstrap_p_is_a_probability_and_symmetric(values):
-    p = ranking.bootstrap_p(values)
+    p = task_metrics.bootstrap_p(values)
     assert 0 < p <= 1
-    assert ranking.bootstrap_p(-values) == p
-    found = ranking.interval(0.0, values)
+    assert task_metrics.bootstrap_p(-values) == p
+    found = task_metrics.interval(0.0, values)
     kept = values[np.isfinite(values)]
     if len(kept):
         assert kept.min() <= found.low <= found.high <= kept.max()
@@ -700,7 +631,7 @@ def test_bootstrap_p_is_a_probability_and_symmetric(values):
 def test_resampled_weights_are_products_of_counts(seed, n_genes, n_pairs, n_resamples):
     """Of all ordered pairs the weights are the products of all counts, which sum to n: (sum)^2 = n^2."""
     every = np.array(list(itertools.product(range(n_genes), repeat=2)))
-    batches = ranking.gene_resamples(*every.T, n_genes, rng=np.random.default_rng(seed), n_resamples=n_resamples)
+    batches = task_metrics.gene_resamples(*every.T, n_genes, rng=np.random.default_rng(seed), n_resamples=n_resamples)
     found = np.concatenate(list(batches))
     assert found.shape == (n_resamples, n_genes**2)
     assert (found.sum(1) == n_genes**2).all()
@@ -716,10 +647,10 @@ def test_metrics_equal_their_definitions(seed, n, genes, top):
     predicted, true = (rng.integers(-2, 3, (n, genes)).astype(float) for _ in range(2))
     keep, significant = rng.random((n, genes)) < 0.8, rng.random((n, genes)) < 0.5
     keep[:, 0] = True
-    pearson = metrics.pearson_delta(predicted, true, keep, top=top)
-    squared, absolute = metrics.mse(predicted, true, keep), metrics.mae(predicted, true, keep)
-    signs = metrics.sign_accuracy(predicted, true, keep, significant)
-    ranks = metrics.discrimination(predicted, true, keep)
+    pearson = task_metrics.pearson_delta(predicted, true, keep, top=top)
+    squared, absolute = task_metrics.mse(predicted, true, keep), task_metrics.mae(predicted, true, keep)
+    signs = task_metrics.sign_accuracy(predicted, true, keep, significant)
+    ranks = task_metrics.discrimination(predicted, true, keep)
     for row in range(n):
         kept = [g for g in range(genes) if keep[row, g]]
         errors = [predicted[row, g] - true[row, g] for g in kept]

@@ -1,8 +1,6 @@
-"""Single cells in, expression changes out: AnnData and tables read, checked, and averaged per perturbation."""
+"""Expression changes of perturbations against control cells, from AnnData or from a table."""
 
 import logging
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,55 +11,42 @@ from bft_trl.data.tables import ids_as_text, read_table
 
 logger = logging.getLogger(__name__)
 
-# Welch's p-value, adjusted by Benjamini and Hochberg, under which a gene counts as changed.
+# A gene is significant if its p-value, adjusted by Benjamini and Hochberg, is below this.
 FDR = 0.05
-# Above this, X is not on a log scale: log1p of 485 million.
-MOST = 20.0
+MIN_CELLS = 10
+MIN_PERTURBATIONS = 3
+# X above this is not on a log scale: it is log1p of 485 million.
+_MAX_LOG = 20.0
 
 
 class Changes(NamedTuple):
-    """Expression changes of P perturbations in G genes against control cells, in log expression.
+    """Changes of P perturbations in G genes against control cells, in log expression.
 
-    `train` and `test` are the same perturbations from the same perturbed cells, against different halves of the
-    control cells: what is learned from and what it is compared with share no cell. From a table both are the same.
+    `train` and `test` are the same perturbations against different halves of the control cells: a predictor that is
+    fitted to `train` of some perturbations is compared with `test` of others, and both share no cell. From a table
+    they are the same.
     """
 
     perturbations: list[str]
     genes: list[str]
     train: np.ndarray  # (P, G) float64
     test: np.ndarray  # (P, G) float64
-    significant: np.ndarray | None  # (P, G) bool; None where the source does not say
+    significant: np.ndarray | None  # (P, G) bool; None if unknown
     report: dict[str, Any]
 
 
 def read_anndata(path: Path) -> Any:
-    """An AnnData from a .h5ad file. Raises FileNotFoundError or ValueError that names the file.
-
-    It is read twice, because a damaged file can end or stop the process inside HDF5, where Python cannot catch it:
-    once by a process of its own, which holds 16 million numbers at most, then by anndata. That costs half a second
-    and the time of reading (and unpacking) the file once more. Nothing cheaper is as good: HDF5 has no checksums
-    unless the writer asked for them, and what it stumbles on may be anywhere in the file.
-    """
+    """Reads an AnnData from a .h5ad file. Raises FileNotFoundError or ValueError with the name of the file."""
     import anndata
-    from anndata._io.specs.registry import IORegistryError  # has no public name, and is no ValueError
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
-    _check_hdf5(path)
     try:
         cells = anndata.read_h5ad(path)
-        if hasattr(cells.X, "check_format"):  # scipy's products would read beyond the ends of X
-            cells.X.check_format(full_check=True)
-    except (
-        *(OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError, MemoryError, OverflowError),
-        *(NotImplementedError, IORegistryError),
-    ) as error:
-        raise ValueError(f"{path}: cannot be read as h5ad, was it cut short? ({_one_line(error)})") from error
-    if cells.X is None or not cells.n_obs or not cells.n_vars:
-        raise ValueError(f"{path}: has no expression matrix X with cells and genes; it is {cells.shape}.")
-    if not cells.var_names.is_unique:
-        repeated = cells.var_names[cells.var_names.duplicated()][0]
-        raise ValueError(f"{path}: the gene {repeated!r} stands twice in var_names; make them unique.")
+    except (OSError, ValueError, KeyError, TypeError) as error:  # TypeError: HDF5 that is not AnnData
+        raise ValueError(f"{path}: cannot be read as h5ad ({error}). Is the file complete?") from error
+    if cells.X is None or not cells.var_names.is_unique:
+        raise ValueError(f"{path}: needs an expression matrix X, and unique var_names.")
     return cells
 
 
@@ -70,225 +55,169 @@ def changes_of_cells(
     *,
     column: str,
     control: str,
-    counts: bool = False,
-    min_cells: int = 10,
+    raw_counts: bool = False,
+    min_cells: int = MIN_CELLS,
     rng: np.random.Generator,
 ) -> Changes:
-    """Mean log expression of the perturbed cells minus that of control cells, for each perturbation and gene.
+    """Returns the mean log expression of perturbed cells minus that of control cells.
 
     Args:
-        cells: AnnData, X as log expression, sparse or dense.
-        column: of `cells.obs`, with the perturbation of each cell: a gene, or several with "+" between them. Parts
-            that are `control` ("A+ctrl") are dropped.
-        control: the value of `column` that marks control cells.
-        counts: X holds counts: normalise each cell to the median total of the control cells, then log1p.
-        min_cells: perturbations with fewer cells are left out, and named in the report.
-        rng: halves the control cells.
+        cells: AnnData; X is log expression, sparse or dense.
+        column: of `cells.obs`, with the perturbation of each cell: a gene, or several joined by "+". Parts that are
+            `control` ("A+ctrl") are dropped.
+        control: value of `column` for control cells.
+        raw_counts: X contains counts. They are normalized to the median total of the control cells, then log1p.
+        min_cells: perturbations with fewer cells are left out, with a warning.
+        rng: splits the control cells into halves.
 
-    Raises ValueError that names the argument for an unknown column, no or too few control cells, counts where log
-    values are expected and the reverse, values that are not finite or negative, and where fewer than 3 perturbations
-    are left.
+    Raises ValueError with the name of the argument for an unknown column, too few control cells or perturbations, and
+    X that is not finite, negative, or contains counts or log values where the other is expected.
     """
     from scipy import sparse
 
-    if min_cells < 1:
-        raise ValueError(f"`min_cells={min_cells}` must be 1 or more.")
-    if column not in cells.obs:
-        raise ValueError(f"`perturbation_column={column!r}` is not in the data; obs has {list(cells.obs.columns)}.")
-    labels = cells.obs[column].astype(object)
-    names = np.array([_canonical(name, control) for name in ids_as_text(labels, where="obs")], dtype=object)
+    names, kept, left_out = _cell_labels(cells.obs, column, control, min_cells)
     is_control = names == control
-    unassigned = int((names == "").sum())
-    if unassigned:
-        logger.warning("%d cells have no perturbation and are left out.", unassigned)
-    if is_control.sum() < 2 * min_cells:
-        known = ", ".join(map(repr, pd.Series(names).value_counts().index[:5]))
-        raise ValueError(
-            f"`control={control!r}`: {int(is_control.sum())} control cells, and {2 * min_cells} are needed. The most "
-            f"frequent values of {column!r} are {known}."
-        )
     expression = sparse.csr_matrix(cells.X, dtype=np.float64)
-    _check_expression(expression.data, counts=counts)
-    if counts:
-        expression = _log_normalised(expression, is_control)
-    sizes = pd.Series(names[~is_control & (names != "")]).value_counts()
-    few = sizes[sizes < min_cells]
-    if len(few):
-        shown = ", ".join(f"{name} ({size})" for name, size in few.head(5).items())
-        logger.warning("%d perturbations have fewer than %d cells and are left out: %s", len(few), min_cells, shown)
-    kept = sorted(sizes.index[sizes >= min_cells])
-    if len(kept) < 3:
-        raise ValueError(f"`min_cells={min_cells}` leaves {len(kept)} perturbations; at least 3 are needed.")
+    _check_expression(expression.data, raw_counts=raw_counts)
+    if raw_counts:  # cells without counts stay 0
+        totals = np.asarray(expression.sum(1)).ravel()
+        scale = np.median(totals[is_control]) / np.where(totals > 0, totals, np.inf)
+        expression = (sparse.diags_array(scale) @ expression).tocsr().log1p()
     halves = np.array_split(rng.permutation(np.flatnonzero(is_control)), 2)
-    moments = [_moments(expression[rows]) for rows in halves]
-    perturbed = [_moments(expression[names == name]) for name in kept]
-    means = np.array([moment.mean for moment in perturbed])
-    report = {
-        "cells": {name: moment.size for name, moment in zip(kept, perturbed, strict=True)},
-        "control_cells": [len(rows) for rows in halves],
-        "left_out": {str(name): int(size) for name, size in few.items()},
-        "normalised": counts,
-    }
+    groups = pd.Categorical(names, categories=kept).codes.astype(int)  # -1: left out
+    for number, half in enumerate(halves):
+        groups[half] = len(kept) + number
+    mean, variance, size = _moments(expression, groups, len(kept) + 2)
     return Changes(
         perturbations=kept,
         genes=[str(gene) for gene in cells.var_names],
-        train=means - moments[0].mean,
-        test=means - moments[1].mean,
-        significant=np.array([_significant(moment, moments[1]) for moment in perturbed]),
-        report=report,
+        train=mean[:-2] - mean[-2],
+        test=mean[:-2] - mean[-1],
+        significant=_significant(mean, variance, size),
+        report={"control_cells": [len(half) for half in halves], "left_out": left_out},
     )
 
 
 def changes_of_table(path: Path, *, control: str | None = None) -> Changes:
-    """Expression changes from a table with perturbation, gene and delta, and, where it has one, fdr.
+    """Reads expression changes from a table with perturbation, gene, delta and optionally fdr.
+
+    Args:
+        path: every perturbation needs every gene.
+        control: value of perturbation that is left out.
 
     Raises ValueError for missing or repeated entries, numbers that are not finite, and fewer than 3 perturbations.
     """
     table = read_table(path, ["perturbation", "gene", "delta"])
-    for column in ("delta", "fdr"):
-        if column in table:
-            try:
-                table[column] = pd.to_numeric(table[column])
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}: {column!r} must be numbers ({error}).") from error
+    try:
+        numbers = {name: pd.to_numeric(table[name]) for name in ("delta", "fdr") if name in table}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: 'delta' and 'fdr' must be numbers ({error}).") from error
     genes = ids_as_text(table["gene"], where=path)
-    given = ids_as_text(table["perturbation"], where=path)
-    names = pd.Series([_canonical(name, control) for name in given], index=table.index)
+    names = ids_as_text(table["perturbation"], where=path).map(lambda name: _canonical(name, control))
     missing = (names == "") | genes.isna() | (genes == "")
     if missing.any():
         raise ValueError(
-            f"{path}: {int(missing.sum())} rows lack a perturbation or a gene, the first is row "
-            f"{table.index[missing][0]} (from 0)."
+            f"{path}: {missing.sum()} rows lack a perturbation or a gene, the first is row {missing.argmax()}."
         )
-    table = table.assign(perturbation=names, gene=genes)
-    if control is not None:
-        table = table[names != control]
+    table = pd.DataFrame({"perturbation": names, "gene": genes, **numbers})[names != control]
     repeated = table.duplicated(["perturbation", "gene"])
     if repeated.any():
         row = table[repeated].iloc[0]
-        raise ValueError(f"{path}: {row['perturbation']!r} and {row['gene']!r} stand together more than once.")
-    wide = table.pivot(index="perturbation", columns="gene", values="delta").sort_index()
-    deltas = wide.to_numpy(dtype=np.float64)
-    if not np.isfinite(deltas).all():
-        at, gene = (int(i) for i in np.argwhere(~np.isfinite(deltas))[0])
+        raise ValueError(f"{path}: {row['perturbation']!r} and {row['gene']!r} are together more than once.")
+    wide = table.pivot(index="perturbation", columns="gene")  # sorted
+    deltas = wide["delta"].to_numpy(dtype=np.float64)
+    bad = np.argwhere(~np.isfinite(deltas))
+    if len(bad):
+        perturbation, gene = wide.index[bad[0][0]], wide["delta"].columns[bad[0][1]]
         raise ValueError(
-            f"{path}: no finite delta of {wide.columns[gene]!r} under {wide.index[at]!r} "
-            f"({int((~np.isfinite(deltas)).sum())} such): each perturbation needs each gene."
+            f"{path}: {len(bad)} deltas are missing or not finite, such as that of {gene!r} under {perturbation!r}: "
+            "each perturbation needs each gene."
         )
-    if len(wide) < 3:
-        raise ValueError(f"{path}: {len(wide)} perturbations; at least 3 are needed.")
-    significant = None
-    if "fdr" in table:
-        significant = (
-            table.pivot(index="perturbation", columns="gene", values="fdr").loc[wide.index] < FDR
-        ).to_numpy()
-    else:
-        logger.warning("%s has no column 'fdr': no sign accuracy.", path)
-    return Changes(
-        list(wide.index), [str(gene) for gene in wide.columns], deltas, deltas, significant, {"left_out": {}}
-    )
-
-
-class _Moments(NamedTuple):
-    mean: np.ndarray  # (G,)
-    deviation: np.ndarray  # (G,), ddof 1
-    size: int
-
-
-def _moments(rows: Any) -> _Moments:
-    mean = np.asarray(rows.mean(0)).ravel()
-    square = np.asarray(rows.multiply(rows).mean(0)).ravel()
-    size = rows.shape[0]
-    variance = np.maximum(square - mean**2, 0) * size / max(size - 1, 1)
-    return _Moments(mean, np.sqrt(variance), size)
-
-
-def _significant(perturbed: _Moments, control: _Moments) -> np.ndarray:
-    """Genes with an adjusted p of Welch's test under [`FDR`], (G,) bool; genes that never vary are none."""
-    from scipy.stats import false_discovery_control, ttest_ind_from_stats
-
-    vary = (perturbed.deviation > 0) | (control.deviation > 0)
-    found = np.zeros(len(vary), dtype=bool)
-    if vary.any():
-        one, other = ([moment.mean[vary], moment.deviation[vary], moment.size] for moment in (perturbed, control))
-        found[vary] = false_discovery_control(ttest_ind_from_stats(*one, *other, equal_var=False).pvalue) < FDR
-    return found
-
-
-def _check_expression(values: np.ndarray, *, counts: bool) -> None:
-    if not np.isfinite(values).all():
-        raise ValueError(f"X holds {int((~np.isfinite(values)).sum())} values that are NaN or infinite.")
-    if len(values) and values.min() < 0:
-        raise ValueError(
-            f"X holds negative values (down to {values.min():.3g}): log expression is wanted, not scaled."
-        )
-    whole = bool(len(values)) and bool((values == np.rint(values)).all())
-    if whole and not counts:
-        raise ValueError(
-            f"X holds whole numbers only (up to {values.max():.0f}): raw counts, where log expression is expected. "
-            "Add --counts to normalise them (counts=True)."
-        )
-    if len(values) and values.max() > MOST and not counts:
-        raise ValueError(
-            f"X goes up to {values.max():.4g}, far above log expression: take log1p of normalised values first, or "
-            "give counts with --counts."
-        )
-    if counts and not whole:
-        raise ValueError("`counts=True`, but X holds numbers that are no counts; it may be log expression already.")
-
-
-def _log_normalised(counts: Any, is_control: np.ndarray) -> Any:
-    """log1p of counts scaled to the median total of the control cells; cells without a count stay 0."""
-    from scipy import sparse
-
-    totals = np.asarray(counts.sum(1)).ravel()
-    target = float(np.median(totals[is_control]))
-    scale = np.divide(target, totals, out=np.zeros_like(totals), where=totals > 0)
-    return (sparse.diags_array(scale) @ counts).tocsr().log1p()
+    if len(wide) < MIN_PERTURBATIONS:
+        raise ValueError(f"{path}: {len(wide)} perturbations; at least {MIN_PERTURBATIONS} are needed.")
+    if "fdr" not in table:
+        logger.warning("%s has no column 'fdr', so sign accuracy is not computed.", path)
+    significant = (wide["fdr"] < FDR).to_numpy() if "fdr" in table else None
+    return Changes(list(wide.index), [str(gene) for gene in wide["delta"].columns], deltas, deltas, significant, {})
 
 
 def _canonical(name: str | None, control: str | None) -> str:
-    """ "B+A" and "A+ctrl" as "A+B" and "A"; a control, or several, as the control; "" where there is no name."""
+    """Genes sorted and without controls: "B+A" is "A+B", "A+ctrl" is "A", and "ctrl+ctrl" is the control."""
     parts = {part.strip() for part in (name or "").split("+")} - {""}
     return "+".join(sorted(parts - {control})) or (control if control in parts and control else "")
 
 
-# Every attribute and number of an HDF5 file. A damaged one can keep HDF5 busy for ever: a second of the processor for
-# each megabyte is ten times what a slow machine takes to unpack it.
-_READ_ALL = """
-import resource, sys
-import h5py
-
-seconds = int(sys.argv[2])
-resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-
-def read(name, item):
-    for attribute in item.attrs:
-        item.attrs[attribute]
-    if isinstance(item, h5py.Dataset) and item.shape:
-        rows = max(1, 2**24 * item.shape[0] // max(1, item.size))
-        for first in range(0, item.shape[0], rows):
-            item[first : first + rows]
-    elif isinstance(item, h5py.Dataset):
-        item[()]
-
-with h5py.File(sys.argv[1]) as file:
-    read("/", file)
-    file.visititems(read)
-"""
-
-
-def _check_hdf5(path: Path) -> None:
-    seconds = 2 + path.stat().st_size // 2**20
-    command = [sys.executable, "-c", _READ_ALL, str(path.absolute()), str(seconds)]
-    found = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if found.returncode > 0:  # an exception
+def _cell_labels(
+    obs: pd.DataFrame, column: str, control: str, min_cells: int
+) -> tuple[np.ndarray, list[str], dict[str, int]]:
+    """Perturbation of each cell, perturbations with enough cells, and sizes of the others."""
+    if min_cells < 1:
+        raise ValueError(f"`min_cells={min_cells}` must be at least 1.")
+    if column not in obs:
+        raise ValueError(f"`perturbation_column={column!r}` is not in the data; obs has {list(obs.columns)}.")
+    labels = obs[column].astype("string").fillna("")
+    names = labels.map({label: _canonical(label, control) for label in labels.unique()})
+    sizes = names.value_counts()
+    if sizes.get(control, 0) < 2 * min_cells:
         raise ValueError(
-            f"{path}: cannot be read as h5ad, was it cut short? ({found.stderr.strip().splitlines()[-1]})"
+            f"`control={control!r}`: {sizes.get(control, 0)} control cells, and {2 * min_cells} are needed. The most "
+            f"frequent values of {column!r} are {list(sizes.index[:5])}."
         )
-    if found.returncode < 0:
-        raise ValueError(f"{path}: cannot be read as h5ad: it is damaged, HDF5 did not survive (or end) reading it.")
+    if "" in sizes:
+        logger.warning("%d cells have no perturbation and are left out.", sizes[""])
+    sizes = sizes.drop([control, ""], errors="ignore")
+    few = sizes[sizes < min_cells]
+    if len(few):
+        shown = ", ".join(f"{name} ({size})" for name, size in few.head(5).items())
+        logger.warning("%d perturbations have fewer than %d cells and are left out: %s", len(few), min_cells, shown)
+    if len(sizes) - len(few) < MIN_PERTURBATIONS:
+        raise ValueError(f"`min_cells={min_cells}`: fewer than {MIN_PERTURBATIONS} perturbations have as many cells.")
+    kept = sorted(sizes.index[sizes >= min_cells])
+    return names.to_numpy(dtype=object), kept, {str(name): int(size) for name, size in few.items()}
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _check_expression(values: np.ndarray, *, raw_counts: bool) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(f"X contains {(~np.isfinite(values)).sum()} values that are NaN or infinite.")
+    low, high = values.min(initial=0), values.max(initial=0)
+    if low < 0:
+        raise ValueError(
+            f"X contains negative values (down to {low:.3g}); log expression is needed, not scaled values."
+        )
+    whole = len(values) > 0 and bool((values == np.rint(values)).all())
+    if raw_counts and not whole:
+        raise ValueError(
+            "`raw_counts=True`, but X contains numbers that are not counts. Is it log expression already?"
+        )
+    if not raw_counts and (whole or high > _MAX_LOG):
+        raise ValueError(
+            f"X contains {'whole numbers only' if whole else 'values'} up to {high:.4g}, which is not log expression. "
+            "For raw counts, add --raw_counts; otherwise take log1p of normalized values first."
+        )
+
+
+def _moments(expression: Any, groups: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and variance of each gene (groups, G), and number of cells (groups, 1)."""
+    from scipy import sparse
+
+    used = np.flatnonzero(groups >= 0)
+    member = sparse.csr_matrix((np.ones(len(used)), (groups[used], used)), shape=(n_groups, len(groups)))
+    size = np.asarray(member.sum(1)).reshape(-1, 1)
+    mean = (member @ expression).toarray() / size
+    square = (member @ expression.power(2)).toarray() / size
+    return mean, np.maximum(square - mean**2, 0) * size / np.maximum(size - 1, 1), size
+
+
+def _significant(mean: np.ndarray, variance: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Whether Welch's test finds a change against the last group, (P, G) bool; False for genes that never vary."""
+    from scipy.stats import false_discovery_control, ttest_ind_from_stats
+
+    vary = (variance[:-2] > 0) | (variance[-1] > 0)
+    perturbed, control = ((mean[rows], np.sqrt(variance[rows]), size[rows]) for rows in (slice(-2), -1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = ttest_ind_from_stats(*perturbed, *control, equal_var=False).pvalue
+    found = np.zeros(vary.shape, dtype=bool)
+    for row, varies in enumerate(vary):
+        if varies.any():
+            found[row, varies] = false_discovery_control(p[row, varies]) < FDR
+    return found

@@ -1,9 +1,10 @@
-"""What a downstream task found: `results.json`, its tables, the comparison page and its plots, all whole or none."""
+"""Output of both tasks: the scores table with its settings, metrics, tests, plots, and the comparison page."""
 
 import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,359 +12,177 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bft_trl.biology import drawing, interactions, perturbation, ranking
+from bft_trl.biology.plots import TITLES
+from bft_trl.biology.task_metrics import Estimate
+from bft_trl.biology.vectors import Vectors
 from bft_trl.comparison.forest import forest_plot
-from bft_trl.comparison.page import html_page, markdown_page
-from bft_trl.comparison.statistics import ALPHA, cross_validated, holm
-from bft_trl.data.tables import parquet_bytes
-from bft_trl.io import write_files
+from bft_trl.comparison.page import html_page
+from bft_trl.comparison.statistics import ALPHA, holm
+from bft_trl.data.gene_sets import shipped_sets
+from bft_trl.data.tables import parquet_bytes, read_gene_sets, read_json_object
+from bft_trl.io import check_folder, write_files
 
 logger = logging.getLogger(__name__)
 
-# A test of one name against another on a metric: difference, low, high, p and the number of units that both have; None
-# where they have none in common.
+LOWER_IS_BETTER = ("mse", "mae", "brier")
+# Difference of two names in a metric, with low, high, p and n; None if they have no unit in common.
 Tester = Callable[[str, str, str], dict[str, float] | None]
 
 
-def report_interactions(
-    scored: interactions.Scored,
-    out: Path,
-    *,
-    baseline: str = "random",
-    gene_sets: pd.DataFrame,
-    colour_by: str | None = None,
-    seed: int = 0,
-    n_resamples: int = 9999,
-) -> dict[str, Any]:
-    """Writes `results.json`, `tests.parquet`, `pairs.parquet`, `index.html`, `comparison.md` and the plots into `out`.
+@dataclass(frozen=True, kw_only=True)
+class TaskResults:
+    """Results of a task for each vector set and control."""
 
-    Args:
-        scored: see [`score_interactions`].
-        out: folder.
-        baseline: a vector set or a control, with which the page compares the vector sets.
-        gene_sets: id, name, genes: where `colour_by` is looked up.
-        colour_by: id or name of the set that the map of the vectors shows; None takes the one with the most genes.
-        seed: of the bootstrap.
-        n_resamples: of the genes.
-
-    Returns:
-        The results.
-    """
-    names = list(scored.probabilities)
-    check_report(
-        names, baseline=baseline, gene_sets=gene_sets, colour_by=colour_by, seed=seed, n_resamples=n_resamples
-    )
-    chosen_set = _gene_set(gene_sets, colour_by, scored.vectors)
-    found, resampled = interactions.figures(scored, rng=np.random.default_rng(seed), n_resamples=n_resamples)
-    metrics = list(ranking.METRICS)
-
-    def test(metric: str, one: str, other: str) -> dict[str, float]:
-        difference = resampled[metric][one] - resampled[metric][other]
-        value = found[one][metric].value - found[other][metric].value
-        estimate = ranking.interval(value, difference)
-        return {"difference": value, "low": estimate.low, "high": estimate.high} | {
-            "p": ranking.bootstrap_p(difference),
-            "n": len(scored.test),
-        }
-
-    described = {
-        name: {metric: _as_dict(value) for metric, value in found[name].items()} | scored.details[name]
-        for name in names
-    }
-    results = _results("interactions", described, scored.coverage, scored.report)
-    results |= {"n_resamples": n_resamples, "bootstrap_seed": seed}
-    tests = _tests(test, list(scored.vectors), names, metrics)
-    page = _page(
-        "interactions",
-        test,
-        {metric: {name: found[name][metric].value for name in names} for metric in metrics},
-        vectors=list(scored.vectors),
-        baseline=baseline,
-        over="genes",
-        settings=_settings(scored.report["compared_on"], scored.coverage),
-        seed=seed,
-        n_resamples=n_resamples,
-    )
-    # The first draw of random and shuffled vectors stands for all in tables and plots.
-    first = {name: probabilities[0] for name, probabilities in scored.probabilities.items()}
-    drawn = {
-        f"{name}, first draw" if len(scored.probabilities[name]) > 1 else name: values
-        for name, values in first.items()
-    }
-    plots = {
-        "roc": lambda kind: drawing.roc_plot(scored.test["label"], drawn, list(scored.vectors), kind),
-        "calibration": lambda kind: drawing.calibration_plot(
-            scored.test["label"], {name: first[name] for name in scored.vectors}, kind
-        ),
-        "map": lambda kind: drawing.vector_map(scored.vectors, chosen_set["genes"], chosen_set["name"], kind),
-    }
-    page |= _pairwise(tests, metrics[0], n_resamples)
-    pairs = pd.concat([scored.test, pd.DataFrame(first)], axis=1)
-    _write(out, results, page, plots, {"tests": tests, "pairs": pairs})
-    return results
+    task: str
+    over: str  # unit of intervals and tests: "genes" or "perturbations"
+    metrics: Sequence[str]  # that are tested and shown on the page
+    scores: pd.DataFrame  # metric, unit, model, seed, score
+    estimates: Mapping[str, Mapping[str, Estimate]]  # by name and metric
+    test: Tester
+    vectors: Mapping[str, Vectors]
+    coverage: Mapping[str, float]  # fraction of units for which a vector set has vectors
+    settings: Mapping[str, Any]  # that have to agree for two results to be comparable
+    details: Mapping[str, Mapping[str, Any]]  # by name
+    plots: Mapping[str, Callable[[str], bytes]]  # functions of "png" or "svg", by their name in TITLES
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)  # further files, by name
+    bootstrap: Mapping[str, int] = field(default_factory=dict)  # seed and n_resamples
 
 
-def report_perturbation(
-    scored: perturbation.Scored,
-    out: Path,
-    *,
-    baseline: str = "training_mean",
-    gene_sets: pd.DataFrame,
-    colour_by: str | None = None,
-) -> dict[str, Any]:
-    """Writes `results.json`, `tests.parquet`, `perturbations.parquet`, `predictions.parquet`, `index.html`,
-    `comparison.md` and the plots into `out`; returns the results. Arguments as of [`report_interactions`].
-    """
-    names = list(scored.predicted)
-    check_report(names, baseline=baseline, gene_sets=gene_sets, colour_by=colour_by)
-    chosen_set = _gene_set(gene_sets, colour_by, scored.vectors)
-    n_train = scored.report["n_train"]
-    # Over draws of random vectors first: a perturbation is the unit.
-    averaged = scored.scores.groupby(["target_gene", "name", "perturbation"])[list(perturbation.METRICS)].mean()
-    scores = averaged.loc["left out"]
-    metrics = [metric for metric in perturbation.METRICS if scores[metric].notna().any()]
-
-    def test(metric: str, one: str, other: str) -> dict[str, float] | None:
-        both = (
-            pd.concat([scores.loc[one, metric], scores.loc[other, metric]], axis=1, join="inner").dropna().to_numpy()
-        )
-        if not len(both):
-            return None
-        estimate, p = cross_validated(both[:, 0] - both[:, 1], n_train=n_train)
-        return {"difference": estimate.mean, "low": estimate.low, "high": estimate.high, "p": p, "n": len(both)}
-
-    described: dict[str, dict[str, Any]] = {}
-    for name in names:
-        described[name] = {}
-        for target, suffix in (("left out", ""), ("kept", "_with_target")):
-            for metric in metrics:
-                values = averaged.loc[target].loc[name][metric].dropna().to_numpy()
-                if len(values):
-                    estimate, _ = cross_validated(values, n_train=n_train)
-                    described[name][metric + suffix] = _as_dict(ranking.Estimate(*estimate)) | {"n": len(values)}
-        described[name]["n"] = int(scores.loc[name].shape[0])
-        if name in scored.chosen:
-            described[name]["chosen"] = pd.Series(scored.chosen[name]).value_counts().to_dict()
-    results = _results("perturbation", described, scored.coverage, scored.report)
-    tests = _tests(test, list(scored.vectors), names, metrics)
-    page = _page(
-        "perturbation",
-        test,
-        {
-            metric: {name: float(scores.loc[name, metric].mean()) for name in names if name != "additive"}
-            for metric in metrics
-        },
-        vectors=list(scored.vectors),
-        baseline=baseline,
-        over="perturbations",
-        settings=_settings(
-            {
-                "perturbations": scored.report["perturbations"],
-                "genes": scored.report["genes"],
-                "folds": scored.report["folds"],
-            },
-            scored.coverage,
-        ),
-    )
-    page |= _pairwise(tests, metrics[0])
-    keep = perturbation.target_genes_left_out(scored.changes)
-    shown = [*scored.vectors, "training_mean"]
-    plots = {
-        "predicted": lambda kind: drawing.change_plot(
-            scored.changes.test, {name: scored.predicted[name] for name in shown}, keep, kind
-        ),
-        "perturbations": lambda kind: drawing.per_perturbation_plot(scores["pearson_delta"], shown, kind),
-        "map": lambda kind: drawing.vector_map(scored.vectors, chosen_set["genes"], chosen_set["name"], kind),
-    }
-    tables = {"tests": tests, "perturbations": scored.scores, "predictions": _long(scored)}
-    _write(out, results, page, plots, tables)
-    return results
-
-
-def check_report(
-    names: Sequence[str],
-    *,
-    baseline: str,
-    gene_sets: pd.DataFrame,
-    colour_by: str | None = None,
-    seed: int = 0,
-    n_resamples: int = 9999,
-) -> None:
-    """Raises ValueError for options of a report that cannot be: to be known before the fitting.
-
-    Args:
-        names: vector sets and controls; for the rest see [`report_interactions`].
-    """
+def check_options(output_dir: Path, task: str, names: Sequence[str], *, baseline: str, seed: int) -> None:
+    """Raises ValueError for options that cannot be used, before anything is computed."""
+    check_folder(output_dir)
+    settings = output_dir / "settings.json"
+    made = list(read_json_object(settings).get("tasks", {})) if settings.is_file() else [task]
+    if made != [task]:
+        raise ValueError(f"`output_dir={str(output_dir)!r}` has the results of {made}. Choose another folder.")
     if not 0 <= seed < 2**32:
-        raise ValueError(f"`seed={seed}` must be at least 0 and under 2**32.")
-    if colour_by is not None and not _named(gene_sets, colour_by).any():
-        raise ValueError(
-            f"`colour_by={colour_by!r}` is neither the id nor the name of one of {len(gene_sets)} gene sets."
-        )
-    if n_resamples < 99:
-        raise ValueError(f"`n_resamples={n_resamples}` must be 99 or more.")
+        raise ValueError(f"`seed={seed}` must be at least 0 and less than 2**32.")
     if baseline not in names or baseline == "additive":
         raise ValueError(f"`baseline={baseline!r}` is none of {[name for name in names if name != 'additive']}.")
 
 
-def _results(
-    task: str,
-    described: Mapping[str, dict[str, Any]],
-    coverage: Mapping[str, float],
-    report: Mapping[str, Any],
-) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "task": task,
-        "vectors": {name: described[name] | {"coverage": share} for name, share in coverage.items()},
-        "controls": {name: figures for name, figures in described.items() if name not in coverage},
-        "data": dict(report),
-    }
+def gene_sets_and_color(
+    gene_sets: Path | None, color_by: str | None, vectors: Mapping[str, Vectors]
+) -> tuple[pd.DataFrame, tuple[str, set[str]]]:
+    """Returns the gene sets (None: those that ship), and name and genes of the set that the map shows in color.
+
+    `color_by` is the id or name of a set; None takes the one with most genes that have a vector.
+    """
+    sets = shipped_sets() if gene_sets is None else read_gene_sets(gene_sets)
+    genes = {gene for found in vectors.values() for gene in found.genes}
+    if color_by is None:
+        row = sets.iloc[int(np.argmax([len(genes.intersection(members)) for members in sets["genes"]]))]
+    else:
+        found = sets[(sets["id"] == color_by) | (sets["name"] == color_by)]
+        if found.empty:
+            raise ValueError(f"`color_by={color_by!r}` is neither id nor name of one of {len(sets)} gene sets.")
+        row = found.iloc[0]
+    return sets, (str(row["name"]), set(row["genes"]))
 
 
-def _tests(test: Tester, vectors: Sequence[str], names: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
-    """Every vector set against every control and every other vector set, with Holm's adjustment over all of them."""
-    controls = [name for name in names if name not in vectors]
-    wanted = [*combinations(vectors, 2), *((name, control) for name in vectors for control in controls)]
-    rows = [
+def write_results(results: TaskResults, output_dir: Path, *, baseline: str) -> pd.DataFrame:
+    """Writes everything into `output_dir` and returns the metrics (model, metric, value, low, high).
+
+    The files are scores.parquet and settings.json (one score per unit), metrics.json, tests.parquet (each vector set
+    against every control and every other set), index.html, the plots (.png), and the tables of the task.
+
+    The page compares the vector sets with `baseline`, a vector set or control.
+    """
+    tests = _tests(results)
+    page = _page(results, tests, baseline)
+    plots = dict(results.plots)
+    if page["rows"]:
+        plots["forest"] = lambda kind: forest_plot(page, kind)
+    else:
+        (output_dir / "forest.png").unlink(missing_ok=True)  # of a run with another baseline
+    svgs = {name: plot("svg").decode() for name, plot in plots.items()}
+    forest = svgs.pop("forest", "")
+    metrics = pd.DataFrame(
+        {"model": name, "metric": metric, **estimate._asdict()}
+        for name, found in results.estimates.items()
+        for metric, estimate in found.items()
+    )
+    more = {f"{name}.parquet": parquet_bytes(table) for name, table in {**results.tables, "tests": tests}.items()}
+    more |= {f"{name}.png": plot("png") for name, plot in plots.items()}
+    more["metrics.json"] = metrics.to_json(orient="records", indent=2, double_precision=15).encode()
+    figures = [(TITLES[name], svg) for name, svg in svgs.items()]
+    more["index.html"] = html_page(page, forest, figures=figures).encode()
+    models: dict[str, dict[str, Any]] = {name: {"kind": "baseline"} for name in results.estimates}
+    for name, found in results.vectors.items():
+        models[name] = {"kind": "model", "coverage": results.coverage[name], "manifest": found.manifest}
+    models = {name: entry | dict(results.details.get(name, {})) for name, entry in models.items()}
+    lower = {metric: False for metric in results.scores["metric"].unique() if metric.startswith(LOWER_IS_BETTER)}
+    settings = {"tasks": {results.task: {**results.settings, "higher_is_better": lower}}, "models": models}
+    write_scores(output_dir, results.scores.assign(task=results.task), settings, more)
+    return metrics
+
+
+def write_scores(
+    output_dir: Path, scores: pd.DataFrame, settings: Mapping[str, Any], more: Mapping[str, bytes]
+) -> None:
+    """Writes scores.parquet, settings.json and `more`: the results format that the evaluation writes as well."""
+    columns = {"task": str, "metric": str, "unit": str, "model": str, "seed": "int32", "score": "float64"}
+    files = dict(more) | {"scores.parquet": parquet_bytes(scores[list(columns)].astype(columns))}
+    files["settings.json"] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+    write_files({output_dir / name: content for name, content in files.items()})
+
+
+def _tests(results: TaskResults) -> pd.DataFrame:
+    """Each vector set against every control and every other vector set, with Holm's adjustment over all tests."""
+    controls = [name for name in results.estimates if name not in results.vectors]
+    pairs = [*combinations(results.vectors, 2), *((name, other) for name in results.vectors for other in controls)]
+    table = pd.DataFrame(
         {"metric": metric, "name": one, "against": other} | found
-        for metric in metrics
-        for one, other in wanted
-        if (found := test(metric, one, other)) is not None
-    ]
-    table = pd.DataFrame(rows)
+        for metric in results.metrics
+        for one, other in pairs
+        if (found := results.test(metric, one, other)) is not None
+    )
+    needed = math.ceil(2 * len(table) / ALPHA)
+    if results.bootstrap.get("n_resamples", needed) < needed:
+        logger.warning("`n_resamples` is too small: %d tests with Holm's adjustment need %d.", len(table), needed)
     return table.assign(p_holm=holm(table["p"].tolist()))
 
 
-def _pairwise(tests: pd.DataFrame, metric: str, n_resamples: int | None = None) -> dict[str, Any]:
-    """The tests of one metric for the page, and how many resamples all of them need."""
-    needed = math.ceil(2 * len(tests) / ALPHA)
-    if n_resamples is not None and n_resamples < needed:
-        logger.warning(
-            "`n_resamples=%d`: with %d tests take %d or more, or none in tests.parquet can stand after Holm.",
-            *(n_resamples, len(tests), needed),
-        )
-    return {"pairwise": tests[tests["metric"] == metric].to_dict("records"), "n_pairwise": len(tests)}
-
-
-def _page(
-    task: str,
-    test: Tester,
-    values: Mapping[str, Mapping[str, float]],
-    *,
-    vectors: Sequence[str],
-    baseline: str,
-    over: str,
-    settings: Mapping[str, Any],
-    seed: int | None = None,
-    n_resamples: int | None = None,
-) -> dict[str, Any]:
-    """The vector sets against the baseline, in the form that the comparison page takes; controls stand beside them."""
-    rows: list[dict[str, Any]] = []
-    compared = [name for name in vectors if name != baseline]
+def _page(results: TaskResults, tests: pd.DataFrame, baseline: str) -> dict[str, Any]:
+    """The vector sets against the baseline, as the comparison page takes them, beside the controls."""
+    compared = [name for name in results.vectors if name != baseline]
+    scores = {
+        metric: {name: found[metric].value for name, found in results.estimates.items() if metric in found}
+        for metric in results.metrics
+    }
     one_seed = {"n_seeds": 1, "seed_sd": None, "baseline_n_seeds": 1, "baseline_seed_sd": None}
-    for metric, by_name in values.items():
-        for name in compared:
-            found = test(metric, name, baseline)
-            if found is None:
-                continue
-            rows.append(
-                {
-                    "task": task,
-                    "metric": metric,
-                    "run": name,
-                    "score": by_name[name],
-                    "baseline_score": by_name[baseline],
-                }
-                | found
-                | one_seed
-                | {"smallest_difference": None}
-            )
+    rows: list[dict[str, Any]] = [
+        {"task": results.task, "metric": metric, "run": name, "score": scores[metric][name]}
+        | {"baseline_score": scores[metric][baseline], "smallest_difference": None}
+        | found
+        | one_seed
+        for metric in results.metrics
+        for name in compared
+        if (found := results.test(metric, name, baseline)) is not None
+    ]
     for row, adjusted in zip(rows, holm([float(row["p"]) for row in rows]), strict=True):
         row["p_holm"] = adjusted
     references = [
-        {"task": task, "metric": metric, "name": f"control: {name}", "kind": "floor", "value": value, "spread": None}
-        | {"source": "computed on these"}
-        for metric, by_name in values.items()
+        {"task": results.task, "metric": metric, "name": f"control: {name}", "kind": "baseline", "value": value}
+        | {"spread": None, "source": "computed on the same data"}
+        for metric, by_name in scores.items()
         for name, value in by_name.items()
-        if name not in vectors and name != baseline
+        # The sum of single changes exists for some perturbations only.
+        if name not in results.vectors and name not in (baseline, "additive")
     ]
+    shown = {name: value for name, value in results.settings.items() if isinstance(value, int | str)}
+    shown |= {f"coverage of {name}": f"{value:.1%}" for name, value in results.coverage.items()}
     return {
         "baseline": baseline,
         "runs": compared,
-        "over": over,
-        "seed": seed,
-        "n_resamples": n_resamples,
+        "over": results.over,
+        "seed": results.bootstrap.get("seed"),
+        "n_resamples": results.bootstrap.get("n_resamples"),
         "n_resamples_needed": math.ceil(2 * len(rows) / ALPHA),
-        "tasks": {task: {"n": rows[0]["n"] if rows else 0, "settings": dict(settings)}},
+        "tasks": {results.task: {"n": rows[0]["n"] if rows else 0, "settings": shown}},
         "not_compared": {},
         "rows": rows,
         "reference_rows": references,
+        "pairwise": tests[tests["metric"] == results.metrics[0]].to_dict("records"),
+        "n_pairwise": len(tests),
     }
-
-
-def _settings(sizes: Mapping[str, Any], coverage: Mapping[str, float]) -> dict[str, Any]:
-    return dict(sizes) | {f"coverage of {name}": f"{share:.1%}" for name, share in coverage.items()}
-
-
-def _gene_set(sets: pd.DataFrame, wanted: str | None, vectors: Mapping[str, Any]) -> dict[str, Any]:
-    """Name and genes of a set, by id or name."""
-    genes = {gene for found in vectors.values() for gene in found.genes}
-    if wanted is None:
-        inside = [len(genes.intersection(members)) for members in sets["genes"]]
-        row = sets.iloc[int(np.argmax(inside))]
-    else:
-        row = sets[_named(sets, wanted)].iloc[0]
-    return {"name": str(row["name"]), "genes": set(row["genes"])}
-
-
-def _named(sets: pd.DataFrame, wanted: str) -> pd.Series:
-    return (sets["id"] == wanted) | (sets["name"] == wanted)
-
-
-def _long(scored: perturbation.Scored) -> pd.DataFrame:
-    """Predicted and observed change of each gene under each perturbation."""
-    index = pd.MultiIndex.from_product(
-        [scored.changes.perturbations, scored.changes.genes], names=["perturbation", "gene"]
-    )
-    columns = {"observed": scored.changes.test} | scored.predicted  # the first draw of random and shuffled vectors
-    return pd.DataFrame(
-        {name: values.ravel().astype(np.float32) for name, values in columns.items()}, index=index
-    ).reset_index()
-
-
-def _as_dict(value: Any) -> Any:
-    return _finite(value._asdict()) if isinstance(value, ranking.Estimate) else value
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN: null stands for it."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(
-    out: Path,
-    results: Mapping[str, Any],
-    page: Mapping[str, Any],
-    plots: Mapping[str, Callable[[str], bytes]],
-    tables: Mapping[str, pd.DataFrame],
-) -> None:
-    """All files, each whole; what can fail is done before the first is written."""
-    svgs = {name: plot("svg").decode("utf-8") for name, plot in plots.items()}
-    contents = {f"{name}.svg": svg.encode("utf-8") for name, svg in svgs.items()}
-    contents |= {f"{name}.png": plot("png") for name, plot in plots.items()}
-    forest = forest_plot(page, "svg").decode("utf-8") if page["rows"] else ""
-    if page["rows"]:
-        contents |= {"forest.svg": forest.encode("utf-8"), "forest.png": forest_plot(page, "png")}
-    contents |= {f"{name}.parquet": parquet_bytes(table) for name, table in tables.items()}
-    contents["index.html"] = html_page(
-        page, forest, figures=[(drawing.TITLES[name], svg) for name, svg in svgs.items()]
-    ).encode()
-    contents["comparison.md"] = markdown_page(page).encode()
-    contents["results.json"] = (json.dumps(_finite(dict(results)), indent=2, allow_nan=False) + "\n").encode()
-    if not page["rows"]:
-        for old in ("forest.svg", "forest.png"):  # of an earlier run with another baseline
-            (out / old).unlink(missing_ok=True)
-    write_files({out / name: content for name, content in contents.items()})

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bft_trl.cli.biology import add_embedding_commands
+from bft_trl.cli.biology import add_biology_commands
 from bft_trl.cli.data import add_data_commands
 from bft_trl.cli.inspection import add_inspection_commands
 from bft_trl.io import lock
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_score(commands)
     _add_eval(commands)
     _add_compare(commands)
-    add_embedding_commands(commands)
+    add_biology_commands(commands)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Plots of the biological tasks: ROC and calibration curves, predicted and observed changes, a map of vectors."""
+"""Plots of both tasks: ROC curves, predicted and observed changes, and a map of the vectors."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -6,31 +6,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bft_trl.biology.vectors import Vectors
 from bft_trl.comparison.drawing import plain, plot_style, saved
 
 TITLES = {
     "roc": "ROC curves",
-    "calibration": "Calibration: predicted probability against the share of positives",
-    "predicted": "Predicted against observed change, all perturbations and genes, the target gene left out",
+    "predicted": "Predicted against observed change, without the target genes",
     "perturbations": "Pearson correlation of the change, by perturbation",
     "map": "Map of the gene vectors (first two principal components)",
 }
 _CELL = 3.4
-_MOST_ROWS = 40
+_MAX_ROWS = 40
 
 
-def roc_plot(labels: pd.Series, probabilities: Mapping[str, np.ndarray], vectors: Sequence[str], kind: str) -> bytes:
-    """ROC curves as "png" or "svg": vector sets in colour, controls in grey."""
+def roc_plot(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], vectors: Sequence[str], kind: str) -> bytes:
+    """ROC curves as "png" or "svg": vector sets in color, controls in gray."""
     from sklearn.metrics import roc_auc_score, roc_curve
 
     with plot_style():
         figure, (axis,) = _panels(1, size=5.2)
-        greys = iter(np.linspace(0.35, 0.75, max(1, len(probabilities) - len(vectors))))
+        grays = iter(np.linspace(0.35, 0.75, max(1, len(probabilities) - len(vectors))))
         for name, values in probabilities.items():
             x, y, _ = roc_curve(labels, values)
-            style: dict[str, Any] = (
-                {} if name in vectors else {"color": str(next(greys)), "linewidth": 1, "linestyle": "--"}
-            )
+            style = {} if name in vectors else {"color": str(next(grays)), "linestyle": "--"}
             axis.plot(x, y, label=f"{plain(name)} ({roc_auc_score(labels, values):.3f})", **style)
         axis.plot([0, 1], [0, 1], color="#444444", linewidth=0.6)
         axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
@@ -38,23 +36,8 @@ def roc_plot(labels: pd.Series, probabilities: Mapping[str, np.ndarray], vectors
         return saved(figure, kind)
 
 
-def calibration_plot(labels: pd.Series, probabilities: Mapping[str, np.ndarray], kind: str) -> bytes:
-    """Share of positives in ten groups of equally many pairs, by predicted probability."""
-    from sklearn.calibration import calibration_curve
-
-    with plot_style():
-        figure, (axis,) = _panels(1, size=4.6)
-        for name, values in probabilities.items():
-            share, mean = calibration_curve(labels, values, n_bins=10, strategy="quantile")
-            axis.plot(mean, share, marker="o", markersize=3, label=plain(name))
-        axis.plot([0, 1], [0, 1], color="#444444", linewidth=0.6)
-        axis.set(xlabel="mean predicted probability", ylabel="share of positives", aspect="equal")
-        axis.legend(frameon=False, fontsize=7)
-        return saved(figure, kind)
-
-
 def change_plot(observed: np.ndarray, predicted: Mapping[str, np.ndarray], keep: np.ndarray, kind: str) -> bytes:
-    """Predicted against observed changes, a panel for each name; one point is a gene under a perturbation."""
+    """Predicted against observed changes, one panel per name; a point is a gene under a perturbation."""
     with plot_style():
         figure, axes = _panels(len(predicted))
         limit = float(np.abs(observed[keep]).max()) or 1.0
@@ -66,23 +49,24 @@ def change_plot(observed: np.ndarray, predicted: Mapping[str, np.ndarray], keep:
 
 
 def per_perturbation_plot(scores: pd.Series, names: Sequence[str], kind: str) -> bytes:
-    """One row per perturbation, one point per name; of more than 40 so many at equal steps of the first name's score.
+    """Score of each perturbation, one row per perturbation and one marker per name.
+
+    Of more than 40 perturbations, it shows 40 at equal steps of the first name's score.
 
     Args:
-        scores: index (name, perturbation).
+        scores: index (model, unit).
+        names: those to show; the last is the control.
     """
-    with plot_style():
-        table = scores.unstack("name")[list(names)].dropna().sort_values(names[0])
-        total = len(table)
-        table = table.iloc[np.unique(np.linspace(0, total - 1, min(total, _MOST_ROWS)).round().astype(int))]
-        from matplotlib.figure import Figure
+    from matplotlib.figure import Figure
 
+    table = scores.unstack("model")[list(names)].dropna().sort_values(names[0])
+    total = len(table)
+    table = table.iloc[np.unique(np.linspace(0, total - 1, min(total, _MAX_ROWS)).round().astype(int))]
+    with plot_style():
         figure = Figure(figsize=(7, 0.24 * len(table) + 1.2), layout="constrained")
         axis = figure.subplots()
-        for number, name in enumerate(names):
-            style: dict[str, Any] = {"marker": "o"}
-            if number == len(names) - 1:
-                style = {"marker": "D", "color": "#8a8a8a"}
+        for name in names:
+            style: dict[str, Any] = {"marker": "D", "color": "#8a8a8a"} if name == names[-1] else {"marker": "o"}
             axis.plot(table[name], range(len(table)), linestyle="", markersize=4, label=plain(name), **style)
         axis.set_yticks(range(len(table)), [plain(name) for name in table.index])
         axis.axvline(0, color="#444444", linewidth=0.8)
@@ -94,8 +78,8 @@ def per_perturbation_plot(scores: pd.Series, names: Sequence[str], kind: str) ->
         return saved(figure, kind)
 
 
-def vector_map(vectors: Mapping[str, Any], members: Collection[str], title: str, kind: str) -> bytes:
-    """The first two principal components of each set of vectors; the genes of one gene set in colour."""
+def vector_map(vectors: Mapping[str, Vectors], title: str, members: Collection[str], kind: str) -> bytes:
+    """The first two principal components of each set of vectors, with the genes of one gene set in red."""
     from sklearn.decomposition import PCA
 
     with plot_style():
