@@ -117,14 +117,3 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def dataset() -> Dataset:
     return Dataset.from_list(sample_rows(8))
-
-
-@pytest.fixture(scope="session")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A process to fork from, see jobs.py."""
-    from jobs import Zygote
-
-    started = Zygote(tmp_path_factory.mktemp("jobs"))
-    yield started
-    started.process.kill()
-    started.process.communicate()
