@@ -23,9 +23,8 @@ from bft_trl.biology.perturbation import score_perturbations
 from bft_trl.biology.predictors import fit
 from bft_trl.biology.profiles import write_profiles
 from bft_trl.biology.vectors import Vectors
-from bft_trl.demo_model import demo_model
 from bft_trl.io import atomic_file
-from bft_trl.models import load_run, load_tokenizer, read_run
+from bft_trl.models import demo_model, load_run, load_tokenizer, read_run
 from bft_trl.prompts import gene_profile_prompt
 
 OUT = Path(__file__).with_name("embeddings.csv")

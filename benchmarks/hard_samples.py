@@ -18,8 +18,8 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from bft_trl import BFTConfig, BFTTrainer, load_gene_sets
-from bft_trl.demo_model import demo_model
 from bft_trl.inspection.hard_samples import LISTS, by_sample, rank, read_sample_log
+from bft_trl.models import demo_model
 from bft_trl.prompts import conversation, gene_set_answer, gene_set_prompt
 from bft_trl.training.sample_log import FOLDER
 

@@ -101,11 +101,9 @@ def evaluation(documents: int, sample: Callable[[int], None]) -> None:
         pd.DataFrame(sets).to_parquet(data / "gene_sets_go.parquet")
         build_model(max_position_embeddings=2048).save_pretrained(base)
         build_tokenizer().save_pretrained(base)
-        flags = ["--device", "cpu", "--batch_size", "4", "--gen_kwargs", "max_gen_toks=8"]
         settings = {"data_dir": str(data), "encoder": "none"}
-        evaluate(
-            read_run(str(base), None), ["bft_gene_sets_go"], Path(folder, "out"), metadata=settings, passed_on=flags
-        )
+        out, kwargs = Path(folder, "out"), "max_gen_toks=8"
+        evaluate(read_run(str(base)), ["bft_gene_sets_go"], out, metadata=settings, batch_size=4, gen_kwargs=kwargs)
 
 
 def measure(part: str, count: int) -> None:

@@ -1,9 +1,9 @@
-"""How long scoring takes, and how its memory grows: ROUGE of names, and their rank among background names.
+"""Time and peak memory of scoring: ROUGE of names, and their percentile among background names.
 
     python benchmarks/scoring.py
 
 Names are drawn from the words of the gene sets that ship, vectors at random with MedCPT's 768 dimensions. Medians of
-five; rows are written to scoring.csv beside this file.
+five; the rows are written to benchmarks/scoring.csv.
 """
 
 import csv
@@ -24,7 +24,7 @@ REPEATS = 5
 
 
 def measure(action: Callable[[], Any]) -> dict[str, float]:
-    """Median seconds after one call to warm up, and the peak of what is allocated during a call, in MB."""
+    """Returns the median seconds after one warm-up call, and the peak allocation of a call in MB."""
     action()
     times = []
     for _ in range(REPEATS):
@@ -51,8 +51,8 @@ def main() -> None:
     rows = [{"what": "ROUGE-1, -2, -L", "names": 1000, "background": 0} | measure(lambda: rouge_scores(true, answers))]
     for names, terms in ((1000, 12_000), (4000, 12_000), (1000, 48_000)):
         given, truth, background = (unit_vectors(count, rng=rng) for count in (names, names, terms))
-        figures = measure(lambda a=given, t=truth, b=background: background_percentile(a, t, b))  # type: ignore[misc]
-        rows.append({"what": "background percentile", "names": names, "background": terms} | figures)
+        measured = measure(lambda a=given, t=truth, b=background: background_percentile(a, t, b))  # type: ignore[misc]
+        rows.append({"what": "background percentile", "names": names, "background": terms} | measured)
     with (Path(__file__).parent / "scoring.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from bft_trl import BFTConfig, BFTTrainer, load_gene_sets
-from bft_trl.demo_model import demo_model
+from bft_trl.models import demo_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference import bft_loss_full_logits

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BitsAndBytesConfig
 
 from bft_trl import BFTConfig, BFTTrainer
-from bft_trl.demo_model import demo_model
+from bft_trl.models import demo_model
 from bft_trl.training.batches import Targets
 from bft_trl.training.metrics import no_samples
 

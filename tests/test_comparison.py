@@ -1,4 +1,4 @@
-"""`bft-trl compare` on outputs that are written here as lm-eval and `bft-trl score` write them."""
+"""`bft-trl compare` on folders that are written here as lm-eval and `bft-trl score` write them."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ from bft_trl.cli.main import main
 from bft_trl.comparison.compare import compare
 from bft_trl.comparison.published import PUBLISHED
 from bft_trl.comparison.runs import differences, load_runs
+from bft_trl.evaluation.scores import read_settings, write_scores
 
 FILES = ["comparison.csv", "comparison.json", "comparison.md", "forest.png", "forest.svg", "index.html"]
 
@@ -39,9 +40,19 @@ def gene_set_documents(n):
 
 
 def write_lm_eval(
-    folder, tasks, *, model="org__model", date="2026-01-02T03-04-05.6", prompts=lambda doc: doc, **overrides
+    folder,
+    tasks,
+    *,
+    model="org__model",
+    date="2026-01-02T03-04-05.6",
+    prompts=lambda doc: doc,
+    filters=("none",),
+    **overrides,
 ):
-    """An output folder of lm-eval 0.4.13 with the keys that it has; `tasks`: name to (documents, metric to scores)."""
+    """An output folder of lm-eval 0.4.13 with the keys that it has; `tasks`: name to (documents, metric to scores).
+
+    Under the second of several filters the scores are 1 minus those of the first.
+    """
     place = folder / model
     place.mkdir(parents=True, exist_ok=True)
     scorer = {"scorer_version": "2", "encoder_fingerprint": None, "background_fingerprint": None, "encoder": "none"}
@@ -68,9 +79,10 @@ def write_lm_eval(
     for task, (documents, metrics) in tasks.items():
         lines = []
         for i, document in enumerate(documents):
-            sample = {"doc_id": i, "doc": document, "filter": "none", "metrics": list(metrics)}
-            sample |= {"doc_hash": digest(document), "prompt_hash": digest(prompts(document))}
-            lines.append(json.dumps(sample | {name: float(scores[i]) for name, scores in metrics.items()}))
+            for k, name in enumerate(filters):
+                sample = {"doc_id": i, "doc": document, "filter": name, "metrics": list(metrics)}
+                sample |= {"doc_hash": digest(document), "prompt_hash": digest(prompts(document))}
+                lines.append(json.dumps(sample | {m: abs(k - float(scores[i])) for m, scores in metrics.items()}))
         (place / f"samples_{task}_{date}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -103,8 +115,8 @@ def test_a_comparison_by_hand(runs, tmp_path):
     """good is right on 10 documents more and wrong on none: p = 2 / 2^10, and of 6 tests it is times 6 at most."""
     out = tmp_path / "out"
     command = ["compare", *(str(runs[name]) for name in ("base", "good", "same")), "--baseline", "base"]
-    assert main([*command, "--out", str(out), "--resamples", "999"]) == 0
-    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert main([*command, "--output_dir", str(out), "--resamples", "999"]) == 0
+    assert sorted(path.name for path in out.glob("[!.]*")) == FILES
     result = json.loads((out / "comparison.json").read_text())
     assert (result["baseline"], result["runs"]) == ("base", ["good", "same"])
     assert len(result["rows"]) == 6
@@ -139,16 +151,16 @@ def test_the_order_of_documents_does_not_matter(tmp_path):
     assert row_of(result, run="b")["difference"] == 0
 
 
-def test_floors_and_published_figures_stand_beside_the_runs(runs, tmp_path):
+def test_baselines_and_published_results(runs, tmp_path):
     """Chance is 1/4, and so is always 'A'. On names that all begin with 'regulation of process' and a number of their
 
     own, another set's name shares 3 of 4 words: ROUGE-1 is .75.
     """
     result = compare([str(runs["base"]), str(runs["good"])], "base", tmp_path / "o", n_resamples=99)
-    floors = {(row["task"], row["name"], row["metric"]): row["value"] for row in result["reference_rows"]}
-    assert floors["bft_medqa", "floor: chance", "acc"] == 0.25
-    assert floors["bft_medqa", "floor: most frequent answer", "acc"] == 0.25
-    assert floors["bft_gene_sets_go", "floor: another set's name", "rouge1"] == pytest.approx(0.75)
+    baselines = {(row["task"], row["name"], row["metric"]): row["value"] for row in result["reference_rows"]}
+    assert baselines["bft_medqa", "baseline: chance", "acc"] == 0.25
+    assert baselines["bft_medqa", "baseline: most frequent answer", "acc"] == 0.25
+    assert baselines["bft_gene_sets_go", "baseline: another set's name", "rouge1"] == pytest.approx(0.75)
     published = [row for row in result["reference_rows"] if row["kind"] == "published, not re-run"]
     geneagent = [row for row in published if row["name"] == "GeneAgent" and row["metric"] == "similarity"]
     assert [row["value"] for row in geneagent] == [0.705]  # of the task at hand, not of NeST and MSigDB
@@ -157,34 +169,18 @@ def test_floors_and_published_figures_stand_beside_the_runs(runs, tmp_path):
     assert "published, not re-run" in page
     assert page.count("GeneAgent") >= 7
     # base is right in a quarter of the cases, as chance is; good in half
-    assert "<li>bft_medqa, acc: base (0.250); floor: chance 0.250</li>" in page
-    assert "- bft_medqa, acc: base (0.250); floor: chance 0.250" in (tmp_path / "o" / "comparison.md").read_text()
+    assert "<li>bft_medqa, acc: base (0.250); baseline: chance 0.250</li>" in page
+    assert "- bft_medqa, acc: base (0.250); baseline: chance 0.250" in (tmp_path / "o" / "comparison.md").read_text()
 
 
-def test_published_figures_are_those_of_the_paper():
+def test_published_results_are_those_of_the_paper():
     """Copied from the table of the protocol, by hand."""
-    figures = {(f.task, f.system[:5], f.metric): (f.value, f.spread) for f in PUBLISHED}
-    assert figures["bft_gene_sets_msigdb", "GPT-4", "rougeL"] == (0.239, 0.038)
-    assert figures["bft_gene_sets_msigdb", "GeneA", "rougeL"] == (0.310, 0.047)
-    assert figures["all", "GPT-4", "sets with percentile >= 98"] == (598, None)
-    assert figures["all", "GeneA", "sets with similarity > 0.9"] == (170, None)
-    assert not any(task in ("bft_gene_sets_go", "bft_gene_sets_nest") and "rouge" in m for task, _, m in figures)
-
-
-def test_the_page_needs_nothing_else_and_escapes_everything(tmp_path):
-    documents = choice_documents(8)
-    evil = "<script>alert(1)</script>$x$"
-    for name, right in (("base", np.arange(8) < 2), ("evil", np.arange(8) < 7)):
-        write_lm_eval(tmp_path / name, {"bft_medqa": (documents, {"acc": right})})
-    compare([str(tmp_path / "base"), f"{evil}={tmp_path / 'evil'}"], "base", tmp_path / "o", n_resamples=99)
-    page = (tmp_path / "o" / "index.html").read_text()
-    assert "<script" not in page
-    assert "&lt;script&gt;" in page
-    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
-    assert "&lt;script>" in (tmp_path / "o" / "comparison.md").read_text()
-    svg = (tmp_path / "o" / "forest.svg").read_text()
-    assert "<script>" not in svg
-    assert svg[svg.index("<svg") :] in page
+    published = {(f.task, f.name[:5], f.metric): (f.value, f.spread) for f in PUBLISHED}
+    assert published["bft_gene_sets_msigdb", "GPT-4", "rougeL"] == (0.239, 0.038)
+    assert published["bft_gene_sets_msigdb", "GeneA", "rougeL"] == (0.310, 0.047)
+    assert published["all", "GPT-4", "sets with percentile >= 98"] == (598, None)
+    assert published["all", "GeneA", "sets with similarity > 0.9"] == (170, None)
+    assert not any(task in ("bft_gene_sets_go", "bft_gene_sets_nest") and "rouge" in m for task, _, m in published)
 
 
 def test_a_comparison_is_reproducible(runs, tmp_path):
@@ -218,21 +214,20 @@ def test_seeds_are_averaged_per_document(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("{base},{good}", "has several folders; give them a name"),
-        ("x={base},{base}", "has the same folder twice"),
+        ("{base},{good}", "is not PATH, NAME=PATH or NAME=PATH,PATH"),
+        ("x={base},{base}", "must name different folders"),
         ("={base}", "is not PATH, NAME=PATH or NAME=PATH,PATH"),
-        ("{base}/no", "is no folder with results"),
-        ("x={base},", "has an empty folder"),
-        ("good={good}", "the name 'good' stands twice"),
+        ("{base}/no", "has neither scores.parquet nor"),
+        ("x={base},", "is not PATH, NAME=PATH or NAME=PATH,PATH"),
+        ("good={good}", "two runs have the name 'good'"),
     ],
 )
 def test_bad_run_names(spec, words, runs, tmp_path, capsys):
     spec = spec.format(**runs)
-    assert (
-        main(["compare", str(runs["good"]), spec, "--baseline", str(runs["same"]), "--out", str(tmp_path / "o")]) == 2
-    )
+    command = ["compare", str(runs["good"]), spec, "--baseline", str(runs["same"])]
+    assert main([*command, "--output_dir", str(tmp_path / "o")]) == 2
     assert words in capsys.readouterr().err
-    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "o" / "comparison.json").exists()
 
 
 def test_bad_baselines(runs, tmp_path):
@@ -251,16 +246,16 @@ def test_bad_baselines(runs, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"versions": {"bft_medqa": 2.0}}, "task version (2.0, baseline 1.0)"),
-        ({"n-shot": {"bft_medqa": 5}}, "shots (5, baseline 0)"),
-        ({"chat_template_sha": "bb"}, "chat template (bb, baseline aa)"),
-        ({"chat_template_sha": None}, "chat template (None, baseline aa)"),
-        ({"system_instruction_sha": "cc"}, "system instruction (cc, baseline None)"),
-        ({"lm_eval_version": "0.4.9"}, "lm-eval version (0.4.9, baseline 0.4.13)"),
+        ({"versions": {"bft_medqa": 2.0}}, "version (2.0, baseline 1.0)"),
+        ({"n-shot": {"bft_medqa": 5}}, "num_fewshot (5, baseline 0)"),
+        ({"chat_template_sha": "bb"}, "chat_template (bb, baseline aa)"),
+        ({"chat_template_sha": None}, "chat_template (None, baseline aa)"),
+        ({"system_instruction_sha": "cc"}, "system_instruction (cc, baseline None)"),
+        ({"lm_eval_version": "0.4.9"}, "lm_eval_version (0.4.9, baseline 0.4.13)"),
         ({"prompts": lambda document: "other"}, "prompts ("),
         (
             {"configs": {"bft_medqa": {"output_type": "generate_until", "generation_kwargs": {"max_gen_toks": 9}}}},
-            "generation ({'max_gen_toks': 9}, baseline {'max_gen_toks': 8})",
+            "generation_kwargs ({'max_gen_toks': 9}, baseline {'max_gen_toks': 8})",
         ),
     ],
 )
@@ -286,7 +281,7 @@ def test_tasks_that_only_one_has_are_left_out_and_named(runs, tmp_path, caplog):
     result = compare([str(runs["base"]), str(tmp_path / "less")], "base", tmp_path / "o", n_resamples=99)
     assert {row["task"] for row in result["rows"]} == {"bft_medqa"}
     assert result["not_compared"] == {"less": ["bft_gene_sets_go"]}
-    assert "'less' or the baseline lacks them: bft_gene_sets_go" in caplog.text
+    assert "'less' or the baseline has no scores: bft_gene_sets_go" in caplog.text
     write_lm_eval(tmp_path / "none", {"other": (choice_documents(4), {"acc": np.ones(4)})})
     with pytest.raises(ValueError, match="No run shares a task with the baseline 'base'"):
         compare([str(tmp_path / "none")], str(runs["base"]), tmp_path / "p")
@@ -316,11 +311,8 @@ def broken(folder, kind):
         samples.write_text("".join(samples.read_text().splitlines(keepends=True)[:-1]))
     elif kind == "old":
         results.write_text(json.dumps({"results": {}, "config": {}}))
-    elif kind == "nan":
-        samples.write_text(samples.read_text().replace('"acc": 1.0', '"acc": NaN'))
     elif kind == "two models":
-        (folder / "other").mkdir()
-        (folder / "other" / results.name).write_text("{}")
+        write_lm_eval(folder, {"other": (choice_documents(4), {"acc": np.zeros(4)})}, model="other")
     elif kind == "empty":
         results.unlink()
 
@@ -328,53 +320,29 @@ def broken(folder, kind):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("cut results", "not JSON .*was the run that wrote it killed"),
+        ("cut results", r"results_.*: not a complete result of lm-eval"),
         ("no samples", "Run lm-eval with --log_samples"),
-        ("cut samples", r"line 40: not JSON"),
-        ("fewer samples", "has 39 samples, 40 were evaluated"),
-        ("old", "has no configs, versions, n-shot, lm_eval_version"),
-        ("nan", "documents without a number for acc"),
-        ("two models", "holds results of 2 models; name one of org__model, other"),
-        ("empty", "holds neither lm-eval's results_.* nor a scores.json"),
+        ("cut samples", r"results_.*: not a complete result of lm-eval"),
+        ("fewer samples", "has not all documents"),
+        ("old", r"not a complete result of lm-eval .*KeyError"),
+        ("two models", "has results of several models"),
+        ("empty", "has neither scores.parquet nor lm-eval's results_"),
     ],
 )
 def test_broken_folders_say_what_is_wrong(kind, words, runs, tmp_path, capsys):
     broken(runs["good"], kind)
-    command = ["compare", str(runs["good"]), "--baseline", str(runs["base"]), "--out", str(tmp_path / "o")]
+    command = ["compare", str(runs["good"]), "--baseline", str(runs["base"]), "--output_dir", str(tmp_path / "o")]
     assert main(command) == 2
     assert re.search(words, capsys.readouterr().err)
-    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "o" / "comparison.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("sample", "words"),
-    [
-        ({"doc": {}}, r"a sample is not as expected \(KeyError\('doc_id'\)\)"),
-        ([1], "a sample is not as expected"),
-    ],
-)
-def test_samples_of_another_form_are_refused(sample, words, runs, tmp_path):
-    file = next(runs["good"].rglob("samples_bft_medqa_*.jsonl"))
-    file.write_text(json.dumps(sample))
-    with pytest.raises(ValueError, match=words):
-        load_runs(runs["good"])
-
-
-def test_line_ends_inside_texts_are_none_between_samples(tmp_path):
+def test_line_ends_inside_texts_do_not_split_samples(tmp_path):
     """lm-eval writes them as they are."""
-    documents = [{"question": "a\u2028b\x85c"}]
-    write_lm_eval(tmp_path / "a", {"other": (documents, {"acc": [1]})})
+    write_lm_eval(tmp_path / "a", {"other": ([{"question": "a\u2028b\x85c"}], {"acc": [1]})})
     file = next(tmp_path.rglob("samples_other_*.jsonl"))
     file.write_text(json.dumps(json.loads(file.read_text()), ensure_ascii=False) + "\n")
-    (run,) = load_runs(tmp_path / "a")
-    assert run.tasks["other"].documents == documents
-
-
-def test_two_models_in_one_folder_are_refused(runs):
-    tasks = {"other": (choice_documents(4), {"acc": np.zeros(4)})}
-    write_lm_eval(runs["good"], tasks, date="2026-02-02", config={"model": "hf", "model_args": {"peft": "x"}})
-    with pytest.raises(ValueError, match="evaluate each into a folder of its own"):
-        load_runs(runs["good"])
+    assert load_runs(tmp_path / "a")[0].unit_scores("other", "acc").tolist() == [1]
 
 
 def test_one_document_shows_nothing(tmp_path):
@@ -384,38 +352,44 @@ def test_one_document_shows_nothing(tmp_path):
     assert (row_of(result, run="a")["p"], row_of(result, run="a")["smallest_difference"]) == (1, None)
 
 
-def test_too_few_resamples_for_the_number_of_tests_are_said(runs, tmp_path, caplog):
-    """Six tests and the smallest p of 99 resamples: 6 x 2/100 > .05; 240 are needed."""
-    specs = [str(runs[name]) for name in ("base", "good", "same")]
-    assert compare(specs, "base", tmp_path / "o", n_resamples=99)["n_resamples_needed"] == 240
-    assert "over 6 tests: take 240 or more" in caplog.text
-    assert "take 240 or more" in (tmp_path / "o" / "index.html").read_text()
-    compare(specs, "base", tmp_path / "p", n_resamples=240)
-    assert "or more" not in (tmp_path / "p" / "comparison.md").read_text()
-
-
-def test_nothing_is_replaced_where_one_file_cannot_be_written(runs, tmp_path):
-    (tmp_path / "o" / "index.html" / "x").mkdir(parents=True)
-    with pytest.raises(OSError, match="index.html"):
-        compare([str(runs["base"]), str(runs["good"])], "base", tmp_path / "o", n_resamples=99)
-    left = {path.name for path in (tmp_path / "o").iterdir()}
-    assert not any(name.startswith(".") for name in left)
-
-
 def test_a_task_that_was_run_again_counts_as_run_last(runs):
     tasks = {"bft_medqa": (choice_documents(40), {"acc": np.zeros(40)})}
     write_lm_eval(runs["good"], tasks, date="2026-02-02T03-04-05.6")
-    (run,) = load_runs(runs["good"])
-    assert run.tasks["bft_medqa"].scores["acc"].sum() == 0
-    assert run.tasks["bft_gene_sets_go"].scores["rougeL"].sum() > 0
+    run = load_runs(runs["good"])[0]
+    assert run.unit_scores("bft_medqa", "acc").sum() == 0
+    assert run.unit_scores("bft_gene_sets_go", "rougeL").sum() > 0
 
 
 def test_equal_documents_are_told_apart(tmp_path):
     documents = [{"question": "same"}] * 3
     write_lm_eval(tmp_path / "a", {"other": (documents, {"acc": [1, 0, 1]})})
-    (run,) = load_runs(tmp_path / "a")
-    assert run.tasks["other"].scores.index.is_unique
+    run = load_runs(tmp_path / "a")[0]
+    assert run.unit_scores("other", "acc").to_dict() == {"0": 1, "1": 0, "2": 1}
     assert differences(run, run) == []
+
+
+def test_every_filter_is_compared(tmp_path):
+    """The second filter has 1 minus the scores of the first: what one gains the other loses."""
+    documents = choice_documents(20)
+    for name, right in (("base", 5), ("run", 15)):
+        tasks = {"gsm8k": (documents, {"exact_match": np.arange(20) < right})}
+        write_lm_eval(tmp_path / name, tasks, filters=("strict-match", "flexible-extract"))
+    result = compare([str(tmp_path / "run")], str(tmp_path / "base"), tmp_path / "o", n_resamples=99)
+    found = {row["metric"]: row["difference"] for row in result["rows"]}
+    assert found == {"exact_match[strict-match]": 0.5, "exact_match[flexible-extract]": -0.5}
+
+
+def test_rouge_of_other_tasks_is_compared(tmp_path):
+    """As lm-eval's meqsum: rougeL on documents without a name, NaN for an empty answer, tuples for corpus metrics."""
+    documents = [{"id": str(i), "CHQ": f"Long {i}?", "Summary": "Short?"} for i in range(6)]
+    for name, gain in (("base", 0.0), ("run", 0.25)):
+        scores = {"rougeL": np.full(6, 0.5) + gain, "bleurt": [0.1] * 5 + [float("nan")]}
+        write_lm_eval(tmp_path / name, {"meqsum": (documents, scores)})
+    result = compare([str(tmp_path / "run")], str(tmp_path / "base"), tmp_path / "o", n_resamples=99)
+    (row,) = result["rows"]
+    assert (row["metric"], row["difference"]) == ("rougeL", 0.25)
+    assert result["not_compared"] == {"run": ["meqsum, bleurt (1 of 6 without a number)"]}
+    assert result["reference_rows"] == []
 
 
 # --- recorded answers ------------------------------------------------------------------------------------------------
@@ -428,19 +402,21 @@ def scored(tmp_path, name, answers, *extra):
     rows = [{"id": d["id"], "predicted_name": answers(d["name"]), "model": name} for d in documents]
     predictions.write_text("\n".join(json.dumps(row) for row in rows))
     command = ["score", "--predictions", str(predictions), "--references", str(references)]
-    assert main([*command, "--out", str(tmp_path / f"scores-{name}"), *extra]) == 0
+    assert main([*command, "--output_dir", str(tmp_path / f"scores-{name}"), *extra]) == 0
     return tmp_path / f"scores-{name}"
 
 
 def test_recorded_answers_compare_with_a_task(runs, tmp_path):
     """The task of a model is found by its documents; half of each name right is better than .275 on average."""
-    recorded = scored(tmp_path, "gpt", lambda name: name, "--floors")
+    recorded = scored(tmp_path, "gpt", lambda name: name, "--baselines")
     lm_eval = [str(runs["base"]), str(recorded)]
     result = compare(lm_eval, "base", tmp_path / "o", n_resamples=99)
     row = row_of(result, run="gpt", metric="rouge1")
     assert (row["task"], row["score"], row["baseline_score"]) == ("bft_gene_sets_go", 1, pytest.approx(5.5 / 20))
-    assert result["not_compared"]["gpt"] == ["bft_medqa"]
-    names = [row["name"] for row in result["reference_rows"] if row["kind"] == "floor" and row["metric"] == "rouge1"]
+    assert result["not_compared"]["gpt"] == ["bft_gene_sets_go, answer_rate", "bft_gene_sets_go, rouge2", "bft_medqa"]
+    names = [
+        row["name"] for row in result["reference_rows"] if row["kind"] == "baseline" and row["metric"] == "rouge1"
+    ]
     assert len(names) == len(set(names)) == 3
     other = compare([str(recorded), str(runs["base"])], str(recorded), tmp_path / "p", n_resamples=99)
     assert row_of(other, run="base", metric="rouge1")["difference"] == pytest.approx(5.5 / 20 - 1)
@@ -451,33 +427,63 @@ def test_recorded_answers_compare_with_a_task(runs, tmp_path):
     assert {row["task"] for row in two["rows"]} == {"gene_sets"}
 
 
-def test_a_folder_of_several_models_is_no_baseline(tmp_path):
-    rows = [{"id": d["id"], "predicted_name": "x", "model": m} for d in gene_set_documents(3) for m in ("m1", "m2")]
-    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "r.jsonl").write_text("\n".join(json.dumps(document) for document in gene_set_documents(3)))
-    command = ["score", "--predictions", str(tmp_path / "p.jsonl"), "--references", str(tmp_path / "r.jsonl")]
-    assert main([*command, "--out", str(tmp_path / "s")]) == 0
-    with pytest.raises(ValueError, match="holds 2 models: add it to the runs and name one of 'm1', 'm2'"):
-        compare([str(tmp_path / "s")], str(tmp_path / "s"), tmp_path / "o")
-    assert compare([str(tmp_path / "s")], "m2", tmp_path / "o", n_resamples=99)["runs"] == ["m1"]
-
-
 def test_another_encoder_is_refused(tmp_path):
     a, b = (scored(tmp_path, name, lambda name: name) for name in ("a", "b"))
-    described = json.loads((b / "scores.json").read_text())
-    described["settings"]["encoder_fingerprint"] = "0123"
-    (b / "scores.json").write_text(json.dumps(described))
+    settings = read_settings(b)
+    settings["tasks"]["gene_sets"]["encoder_fingerprint"] = "0123"
+    (b / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=re.escape("encoder_fingerprint (0123, baseline None)")):
         compare([str(b)], str(a), tmp_path / "o")
 
 
-@pytest.mark.parametrize("damage", ["parquet", "json", "format"])
-def test_broken_scores_say_what_is_wrong(damage, tmp_path):
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("scores.parquet", b"PAR1", "its scores.parquet or settings.json cannot be read"),
+        ("settings.json", b"{", "its scores.parquet or settings.json cannot be read"),
+    ],
+)
+def test_broken_scores_say_what_is_wrong(file, content, words, tmp_path):
     a, b = (scored(tmp_path, name, lambda name: name) for name in ("a", "b"))
-    if damage == "parquet":
-        (b / "scores.parquet").write_bytes((b / "scores.parquet").read_bytes()[:100])
-    else:
-        (b / "scores.json").write_text("{" if damage == "json" else '{"format": 7}')
-    words = {"parquet": "cannot be read", "json": "not JSON", "format": "not an output of this version"}[damage]
+    (b / file).write_bytes(content)
     with pytest.raises(ValueError, match=words):
         compare([str(b)], str(a), tmp_path / "o")
+
+
+# --- the results format ----------------------------------------------------------------------------------------------
+
+
+def test_any_folder_in_the_results_format_is_compared(tmp_path):
+    """Two models and a control with two seeds; of an error the lower one is better.
+
+    Per unit the run's means over the seeds are 1, 2, 3, the baseline's 2, 4, 6; the control is between them.
+    """
+    values = {"ours": ([0, 2, 3], [2, 2, 3]), "theirs": ([2, 4, 6], [2, 4, 6]), "control": ([2, 3, 4], [2, 3, 4])}
+    rows = [
+        {"task": "t", "metric": "error", "unit": unit, "model": model, "seed": seed, "score": score}
+        for model, seeds in values.items()
+        for seed, scores in enumerate(seeds)
+        for unit, score in zip("abc", scores, strict=True)
+    ]
+    task = {"version": 1, "higher_is_better": {"error": False}}
+    settings = {"tasks": {"t": task}, "models": {"ours": {}, "theirs": {}, "control": {"kind": "control"}}}
+    write_scores(tmp_path / "r", pd.DataFrame(rows), settings)
+    with pytest.raises(ValueError, match="has several models: add it to the runs and name one of 'ours', 'theirs'"):
+        compare([str(tmp_path / "r")], str(tmp_path / "r"), tmp_path / "o")
+    result = compare([str(tmp_path / "r")], "theirs", tmp_path / "o", n_resamples=99)
+    (row,) = result["rows"]
+    assert (row["run"], row["n"], row["score"], row["difference"]) == ("ours", 3, 2, -2)
+    assert (row["n_seeds"], row["seed_sd"]) == (2, pytest.approx(abs(5 / 3 - 7 / 3) / 2**0.5))
+    (control,) = result["reference_rows"]
+    assert (control["name"], control["value"]) == ("control", 3)
+    page = (tmp_path / "o" / "comparison.md").read_text()
+    assert "- t, error: theirs (4); control 3" in page
+    table = pd.read_parquet(tmp_path / "r" / "scores.parquet")
+    assert table.dtypes.astype(str).to_dict() == {
+        **dict.fromkeys(["task", "metric", "unit", "model"], "object"),
+        "seed": "int32",
+        "score": "float64",
+    }
+    pd.concat([table, table]).to_parquet(tmp_path / "r" / "scores.parquet")
+    with pytest.raises(ValueError, match="repeated rows"):
+        load_runs(tmp_path / "r")

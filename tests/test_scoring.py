@@ -1,4 +1,4 @@
-"""Scores of names and choices against loop twins, and worked out by hand."""
+"""Scores of names and choices against reference implementations, and worked out by hand."""
 
 import json
 import re
@@ -12,15 +12,11 @@ import pytest
 from nltk.stem.porter import PorterStemmer
 
 from bft_trl.cli.main import main
-from bft_trl.evaluation.baselines import (
-    CONSTANT,
-    choice_floors,
-    enrichment_floor,
-    name_floors,
-)
+from bft_trl.evaluation.baselines import CONSTANT, choice_baselines, enrichment_baseline, name_baselines
 from bft_trl.evaluation.multiple_choice import choice_scores
-from bft_trl.evaluation.names import Background, recorded_name, score_names
+from bft_trl.evaluation.names import Scorer, recorded_name, score_names
 from bft_trl.evaluation.rouge import cleaned_answer, cleaned_reference, rouge_scores
+from bft_trl.evaluation.scores import read_scores
 from bft_trl.evaluation.similarity import background_percentile, cosine_similarity
 from bft_trl.prompts import choice_answer, choice_prompt, lettered, parse_choice
 
@@ -31,7 +27,7 @@ def f_measure(common, a, b):
     return 2 * common / (a + b) if common else 0.0
 
 
-def rouge_twin(reference, answer):
+def rouge_reference(reference, answer):
     """Lin (2004): shared n-grams with multiplicity, and the longest common subsequence by plain recursion on lists."""
     stem = PorterStemmer().stem
 
@@ -55,12 +51,12 @@ def rouge_twin(reference, answer):
     return scores | {"rougeL": f_measure(longest(a, b), len(a), len(b))}
 
 
-def test_rouge_equals_the_twin():
+def test_rouge_equals_the_reference():
     rng = np.random.default_rng(0)
     drawn = [[" ".join(rng.choice(WORDS, rng.integers(0, 7))) for _ in range(40)] for _ in range(2)]
     scores = rouge_scores(*drawn)
     for i, (reference, answer) in enumerate(zip(*drawn, strict=True)):
-        expected = rouge_twin(reference, answer)
+        expected = rouge_reference(reference, answer)
         assert {metric: scores[metric][i] for metric in expected} == pytest.approx(expected)
 
 
@@ -85,7 +81,7 @@ def unit(rng, *shape):
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def test_percentile_equals_the_loop_twin():
+def test_percentile_equals_the_loop():
     rng = np.random.default_rng(1)
     background, answers = unit(rng, 31, 5), unit(rng, 300, 5)  # more answers than a chunk
     truth = rng.integers(0, 31, 300)
@@ -121,22 +117,17 @@ class Letters:
 def test_names_with_encoder_by_hand():
     """Background a, b, h. The answer b to the true name ab: only 'b' is closer (1 > .71), so 100 (1 - 1/3)."""
     encoder = Letters()
-    background = Background(encoder.encode(["a", "b", "h"]), "x")
-    table = score_names(["ab", "ab", "c"], ["b", None, "c (h)"], encoder=encoder, background=background)
+    background = encoder.encode(["a", "b", "h"])
+    table = score_names(["ab", "ab", "c"], ["b", None, "c (h)"], Scorer(encoder, background))
     assert table["similarity"].tolist() == pytest.approx([2**-0.5, 0, 1])
     assert table["percentile"].tolist() == pytest.approx([200 / 3, 0, 100])
-    assert table["named"].tolist() == [1, 0, 1]
+    assert table["answer_rate"].tolist() == [1, 0, 1]
     assert "similarity" not in score_names(["ab"], ["b"])
-    with pytest.raises(ValueError, match="`background` needs `encoder`"):
-        score_names(["ab"], ["b"], background=background)
 
 
-def test_dots_are_no_name():
-    assert score_names(["DNA repair"], ["..."])["named"].tolist() == [0]
-
-
-def test_a_refusal_is_no_name():
-    assert score_names(["DNA repair"], ["System of unrelated proteins"])["named"].tolist() == [0]
+def test_dots_and_refusals_are_no_answers():
+    answers = ["...", "System of unrelated proteins", "DNA repair"]
+    assert score_names(["DNA repair"] * 3, answers)["answer_rate"].tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -166,38 +157,38 @@ def test_a_huge_answer_is_scored():
     assert score_names(["DNA repair"], [answer])["rouge1"][0] == pytest.approx(4 / 20_002)
 
 
-# --- floors ----------------------------------------------------------------------------------------------------------
+# --- baselines -------------------------------------------------------------------------------------------------------
 
 
-def test_name_floors():
+def test_name_baselines():
     names = ["x", "y", "x", "z"]
-    floors = name_floors(names, rng=np.random.default_rng(0))
-    constant, frequent, dealt = floors.values()
+    baselines = name_baselines(names, rng=np.random.default_rng(0))
+    constant, frequent, others = baselines.values()
     assert constant == [CONSTANT] * 4
     assert frequent == ["x"] * 4
-    assert sorted(dealt) == sorted(names)
-    again = name_floors(names, rng=np.random.default_rng(0))
-    assert again == floors
-    # no set is dealt its own name, whatever the seed
+    assert sorted(others) == sorted(names)
+    again = name_baselines(names, rng=np.random.default_rng(0))
+    assert again == baselines
+    # no set gets its own name, whatever the seed
     many = [str(i) for i in range(7)]
     for seed in range(50):
-        dealt = name_floors(many, rng=np.random.default_rng(seed))["another set's name"]
-        assert all(a != b for a, b in zip(many, dealt, strict=True))
+        others = name_baselines(many, rng=np.random.default_rng(seed))["another set's name"]
+        assert all(a != b for a, b in zip(many, others, strict=True))
     with pytest.raises(ValueError, match="`names` has 1 entry"):
-        name_floors(["x"], rng=np.random.default_rng(0))
+        name_baselines(["x"], rng=np.random.default_rng(0))
 
 
-def test_choice_floors():
-    floors = choice_floors(["yes", "no", "yes"], [3, 3, 3])
-    assert floors["chance"] == pytest.approx([1 / 3] * 3)
-    assert floors["most frequent answer"].tolist() == [1, 0, 1]
+def test_choice_baselines():
+    baselines = choice_baselines(["yes", "no", "yes"], [3, 3, 3])
+    assert baselines["chance"] == pytest.approx([1 / 3] * 3)
+    assert baselines["most frequent answer"].tolist() == [1, 0, 1]
 
 
 def test_enrichment_finds_the_planted_term():
     """Of 45 genes, A to D make a term of their own; the other term holds all."""
     background = [f"G{i}" for i in range(40)]
     library = {"DNA repair": list("ABCD"), "everything": [*"abcde", *background]}
-    assert enrichment_floor([["a", "B", "C"], ["UNKNOWN"]], library) == ["DNA repair", ""]
+    assert enrichment_baseline([["a", "B", "C"], ["UNKNOWN"]], library) == ["DNA repair", ""]
 
 
 # --- multiple choice -------------------------------------------------------------------------------------------------
@@ -302,8 +293,12 @@ def files(tmp_path):
 
 def score(files, out, *extra):
     predictions, references = files
-    command = ["score", "--predictions", str(predictions), "--references", str(references), "--out", str(out)]
+    command = ["score", "--predictions", str(predictions), "--references", str(references), "--output_dir", str(out)]
     return main([*command, *extra])
+
+
+def summary_of(out):
+    return pd.read_csv(out / "summary.csv").set_index(["model", "metric"])
 
 
 def test_score_by_hand(files, tmp_path):
@@ -311,52 +306,41 @@ def test_score_by_hand(files, tmp_path):
 
     Deviations from 1/6 are 2/6, -1/6, -1/6: their sum of squares is 6/36, over 2 is 1/12, over 3 is 1/36, root 1/6.
     """
-    assert score(files, tmp_path / "out", "--floors") == 0
-    result = json.loads((tmp_path / "out" / "scores.json").read_text())
-    models = result["models"]
-    assert models["good"]["n"] == 3
-    assert models["good"]["rougeL"] == {"mean": 1.0, "stderr": 0.0}
-    assert models["poor"]["rouge1"] == {"mean": pytest.approx(1 / 6), "stderr": pytest.approx(1 / 6)}
-    assert models["poor"]["named"]["mean"] == pytest.approx(2 / 3)
-    assert [name for name in models if models[name]["kind"] == "floor"] == [
-        'floor: constant "regulation of cell process"',
-        "floor: most frequent name",
-        "floor: another set's name",
+    assert score(files, tmp_path / "out", "--baselines") == 0
+    summary = summary_of(tmp_path / "out")
+    assert summary.loc[("good", "rougeL"), ["n", "mean", "stderr"]].tolist() == [3, 1, 0]
+    assert summary.loc[("poor", "rouge1"), ["mean", "stderr"]].tolist() == pytest.approx([1 / 6, 1 / 6])
+    assert summary.loc[("poor", "answer_rate"), "mean"] == pytest.approx(2 / 3)
+    scores, settings = read_scores(tmp_path / "out")
+    assert scores.columns.tolist() == ["task", "metric", "unit", "model", "seed", "score"]
+    assert len(scores) == 5 * 4 * 3  # models and baselines, metrics, sets
+    assert [name for name, model in settings["models"].items() if model["kind"] == "baseline"] == [
+        'baseline: constant "regulation of cell process"',
+        "baseline: most frequent name",
+        "baseline: another set's name",
     ]
-    assert result["settings"] == {
-        "encoder": None,
-        "background": None,
-        "encoder_fingerprint": None,
-        "background_fingerprint": None,
-        "scorer_version": "2",
-    }
-    table = pd.read_parquet(tmp_path / "out" / "scores.parquet")
-    assert len(table) == 15
-    assert table.columns[:5].tolist() == ["model", "kind", "id", "name", "predicted_name"]
-
-
-def test_score_without_a_model_column_takes_the_files_name(files, tmp_path):
-    answers = tmp_path / "mine.tsv"
-    answers.write_text("id\tpredicted_name\n1\ta\n2\tb\n3\tc\n")
-    assert score((answers, files[1]), tmp_path / "o") == 0
-    assert list(json.loads((tmp_path / "o" / "scores.json").read_text())["models"]) == ["mine"]
+    task = settings["tasks"]["gene_sets"]
+    assert (task["scorer_version"], task["encoder_fingerprint"], task["background_fingerprint"]) == ("2", None, None)
+    answers = pd.read_parquet(tmp_path / "out" / "answers.parquet").set_index(["model", "unit"])
+    assert answers.loc[("poor", "1"), ["name", "answer"]].tolist() == ["DNA repair", "DNA damage"]
 
 
 def test_score_with_a_library(files, tmp_path):
+    """Two terms with the same readable name are one answer; a GO library on GO sets is marked as an oracle."""
     gmt = tmp_path / "lib.gmt"
-    gmt.write_text("repair\tx\tA\tB\nother\tx\tC\tD\tE\n")
+    gmt.write_text("GOBP_DNA_REPAIR\tx\tA\tB\nDNA REPAIR\tx\tC\tD\nother\tx\tE\tF\tG\n")
     assert score(files, tmp_path / "o", "--gmt", str(gmt)) == 0
-    models = json.loads((tmp_path / "o" / "scores.json").read_text())["models"]
-    assert models["enrichment: lib.gmt"]["kind"] == "enrichment"
+    assert summary_of(tmp_path / "o").loc["enrichment: lib.gmt", "kind"].unique() == ["enrichment"]
+    scores = read_scores(tmp_path / "o")[0].query("model == 'enrichment: lib.gmt' and metric == 'rouge1'")
+    assert scores["score"].tolist() == [1, 0, 0]
     go = tmp_path / "go.csv"
     go.write_text("id,name,genes\nGO:1,DNA repair,A B\nGO:2,cell cycle,C D\n")
     gmt.write_text("DNA repair (GO:0000001)\tx\tA\tB\ncell cycle (GO:0000002)\tx\tC\tD\tE\n")
     answers = tmp_path / "a.csv"
     answers.write_text("id,predicted_name\nGO:1,x\nGO:2,y\n")
     assert score((answers, go), tmp_path / "p", "--gmt", str(gmt)) == 0
-    models = json.loads((tmp_path / "p" / "scores.json").read_text())["models"]
-    assert models["oracle: lib.gmt (a GO library on GO sets)"]["kind"] == "oracle"
-    assert models["oracle: lib.gmt (a GO library on GO sets)"]["rouge1"]["mean"] == 1
+    oracle = summary_of(tmp_path / "p").loc["oracle: lib.gmt (a GO library on GO sets)", "rouge1"]
+    assert (oracle["kind"], oracle["mean"]) == ("oracle", 1)
 
 
 def test_missing_predictions(files, tmp_path, capsys):
@@ -364,24 +348,29 @@ def test_missing_predictions(files, tmp_path, capsys):
     answers.write_text("id,predicted_name\n1,DNA repair\n3,ion transport\n")
     assert score((answers, files[1]), tmp_path / "o") == 2
     message = capsys.readouterr().err
-    assert "model 'some' has no prediction for 1 of 3 references: '2'" in message
-    assert "With `missing` unnamed" in message
-    assert score((answers, files[1]), tmp_path / "u", "--missing", "unnamed") == 0
-    counted = json.loads((tmp_path / "u" / "scores.json").read_text())["models"]["some"]
-    assert (counted["n"], counted["rouge1"]["mean"]) == (3, pytest.approx(2 / 3))
-    assert score((answers, files[1]), tmp_path / "s", "--missing", "skip") == 0
-    skipped = json.loads((tmp_path / "s" / "scores.json").read_text())["models"]["some"]
-    assert (skipped["n"], skipped["rouge1"]["mean"]) == (2, 1)
+    assert "model 'some' has no prediction for id '2'" in message
+    assert '`missing="empty"` scores' in message
+    for missing, expected in {"empty": [3, 2 / 3], "skip": [2, 1]}.items():
+        assert score((answers, files[1]), tmp_path / missing, "--missing", missing) == 0
+        found = summary_of(tmp_path / missing).loc[("some", "rouge1"), ["n", "mean"]].tolist()
+        assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
     ("predictions", "references", "words"),
     [
-        ("id,predicted_name\n1,a\n9,b\n", None, "1 ids are not among the references: '9'"),
-        ("id,predicted_name\n1,a\n1,b\n2,c\n3,d\n", None, "repeated id for model 'p': '1'"),
+        ("id,predicted_name\n1,a\n9,b\n", None, "not among the references: id '9'"),
+        ("id,predicted_name\n1,a\n1,b\n2,c\n3,d\n", None, "repeated id '1'"),
         ("id,name\n1,a\n", None, r"p.csv: has no column ['predicted_name']"),
-        (None, "id,name\n1,x\n1,y\n", "r.csv: repeated id: '1'"),
-        (None, "id,name\n1,\n2,y\n", "r.csv: no name for '1'"),
+        (
+            "id,predicted_name,model\n1,a,\n2,b,m\n3,c,m\n",
+            None,
+            "bad name of a model (none, or one that begins with baseline:, oracle: or enrichment:) nan",
+        ),
+        ("id,predicted_name,model\n1,a,oracle: x\n2,b,m\n3,c,m\n", None, "enrichment:) 'oracle: x'"),
+        ("id,predicted_name\n1,a\n,b\n3,c\n", None, "p.csv: no id in row (counted from 0) 1"),
+        (None, "id,name\n1,x\n1,y\n", "r.csv: repeated id '1'"),
+        (None, "id,name\n1,\n2,y\n", "r.csv: no name for id '1'"),
         (None, "id,title\n1,x\n", r"r.csv: has no column ['name']"),
     ],
 )
@@ -393,51 +382,23 @@ def test_bad_score_input_is_one_line_and_nothing_is_written(predictions, referen
     message = capsys.readouterr().err
     assert message.startswith("bft-trl: error: ")
     assert words in message
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "scores.parquet").exists()
 
 
-@pytest.mark.parametrize(
-    ("table", "words"),
-    [
-        ("id,predicted_name,model\n1,a,\n2,b,m\n3,c,m\n", "model nan in row 0"),
-        ("id,predicted_name,model\n1,a,floor: x\n2,b,m\n3,c,m\n", "model 'floor: x' in row 0"),
-        ("id,predicted_name\n1,a\n,b\n3,c\n", "p.csv: no id in row 1"),
-    ],
-)
-def test_names_and_ids_that_mean_nothing_are_refused(table, words, files, tmp_path, capsys):
-    p = tmp_path / "p.csv"
-    p.write_text(table)
-    assert score((p, files[1]), tmp_path / "out") == 2
-    assert words in capsys.readouterr().err
-
-
-def test_out_and_seed_are_checked_first(files, tmp_path, capsys):
+def test_bad_score_options(files, tmp_path, capsys):
     (tmp_path / "out").write_text("")
-    assert score(files, tmp_path / "out" / "deeper") == 2
-    assert "is a file; name a folder" in capsys.readouterr().err
-    assert score(files, tmp_path / "o", "--seed", "-1") == 2
-    assert "`seed=-1` must be 0 or more" in capsys.readouterr().err
-
-
-def test_terms_that_read_the_same_are_one_answer(tmp_path):
-    """By name alone the second line would replace the first, and the set of the first find nothing."""
-    gmt, sets, answers = tmp_path / "l.gmt", tmp_path / "s.csv", tmp_path / "a.csv"
-    gmt.write_text("GOBP_DNA_REPAIR\tx\tA\tB\nDNA REPAIR\tx\tC\tD\nother\tx\tE\tF\tG\n")
-    sets.write_text("id,name,genes\n1,dna repair,A B\n2,dna repair,C D\n")
-    answers.write_text("id,predicted_name\n1,x\n2,y\n")
-    assert score((answers, sets), tmp_path / "o", "--gmt", str(gmt)) == 0
-    table = pd.read_parquet(tmp_path / "o" / "scores.parquet")
-    assert table[table["kind"] == "enrichment"]["rouge1"].tolist() == [1, 1]
-
-
-def test_background_without_encoder(files, tmp_path, capsys):
-    assert score(files, tmp_path / "o", "--background", "names.txt") == 2
-    assert "needs `encoder`" in capsys.readouterr().err
+    for flags, words in {
+        ("--output_dir", str(tmp_path / "out" / "deeper")): "is a file",
+        ("--seed", "-1"): "`seed=-1` must be 0 or more",
+        ("--background", "names.txt"): "needs `encoder`",
+    }.items():
+        assert score(files, tmp_path / "o", *flags) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_importing_the_metrics_loads_neither_torch_nor_trl():
     code = (
-        "import sys, bft_trl.evaluation.names, bft_trl.evaluation.baselines, bft_trl.encoders\n"
+        "import sys, bft_trl.evaluation.names, bft_trl.evaluation.baselines, bft_trl.models\n"
         "sys.exit(bool({'torch', 'trl', 'rouge_score', 'sentence_transformers'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,7 +3,6 @@
 import ast
 import http.server
 import io
-import json
 import logging
 import stat
 import tarfile
@@ -16,10 +15,8 @@ from conftest import build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 
 from bft_trl import BFTConfig, BFTTrainer
-from bft_trl.cli.main import main
 from bft_trl.data.download import fetch
 from bft_trl.data.tables import read_table
-from bft_trl.evaluation.runner import check_flags
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [
@@ -180,95 +177,6 @@ def test_the_checker_lets_safe_code_pass(good):
     assert dangers(good) == []
 
 
-# --- code that a model brings ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def model_with_code(tmp_path, monkeypatch):
-    """A base model whose folder holds Python files, which leave a mark where they are run."""
-    folder = tmp_path / "base"
-    build_model(max_position_embeddings=512).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "planted", "architectures": ["PlantedModel"]}
-    config["auto_map"] = {"AutoConfig": "planted.PlantedConfig", "AutoModelForCausalLM": "planted.PlantedModel"}
-    (folder / "config.json").write_text(json.dumps(config))
-    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
-    tokenizer |= {
-        "tokenizer_class": "PlantedTokenizer",
-        "auto_map": {"AutoTokenizer": [None, "planted.PlantedTokenizer"]},
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    (folder / "planted.py").write_text(
-        "from pathlib import Path\n"
-        "from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
-        f"Path({str(tmp_path / 'ran')!r}).touch()\n"
-        "class PlantedConfig(LlamaConfig):\n    model_type = 'planted'\n"
-        "class PlantedModel(LlamaForCausalLM):\n    config_class = PlantedConfig\n"
-        "class PlantedTokenizer(PreTrainedTokenizerFast):\n    pass\n"
-    )
-    # Where transformers copies such files to.
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    return folder
-
-
-def eval_command(folder, out):
-    data = out.with_name("data")
-    if not data.exists():
-        data.mkdir()
-        (data / "rows.py").write_text(
-            "from datasets import Dataset\n"
-            "def rows(**kwargs):\n    return {'test': Dataset.from_list([{'question': 'Which?', 'right': 0}] * 2)}\n"
-        )
-        (data / "planted_task.yaml").write_text(
-            "task: planted_task\ncustom_dataset: !function rows.rows\ntest_split: test\n"
-            "output_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: ['a', 'b']\n"
-            "doc_to_target: right\nmetric_list: [{metric: acc}]\nmetadata: {version: 1.0}\n"
-        )
-    return [
-        *("eval", "--model", str(folder), "--tasks", "planted_task", "--out", str(out), "--device", "cpu"),
-        *("--include_path", str(data)),
-    ]
-
-
-@pytest.fixture
-def only_local_tasks(monkeypatch):
-    """Without lm-eval's 14,000 tasks, whose files take eight seconds to read."""
-    import functools
-
-    from lm_eval.tasks import TaskManager
-
-    monkeypatch.setattr(TaskManager, "__init__", functools.partialmethod(TaskManager.__init__, include_defaults=False))
-
-
-def test_a_models_code_runs_only_where_the_user_asks(model_with_code, tmp_path, capsys, caplog, only_local_tasks):
-    command = eval_command(model_with_code, tmp_path / "out")
-    assert main(command) == 2
-    assert "custom code" in (message := capsys.readouterr().err)
-    assert "Where you trust it: --trust_remote_code" in message
-    assert main([*command, "--no-chat-template"]) == 2
-    assert not (tmp_path / "ran").exists()
-    assert main([*command, "--no-chat-template", "--trust_remote_code"]) == 0
-    assert (tmp_path / "ran").exists()
-    assert f"runs the Python files that come with {model_with_code}" in caplog.text
-
-
-def test_nobody_is_asked_at_the_terminal(model_with_code, tmp_path, monkeypatch):
-    """transformers would, with fifteen seconds to answer, where `trust_remote_code` is None."""
-    from bft_trl.encoders import load_encoder
-    from bft_trl.models import Run, load_run, load_tokenizer
-
-    questions = []
-    monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "y")
-    for load in (load_run, load_tokenizer):
-        with pytest.raises(ValueError, match="custom code"):
-            load(Run(str(model_with_code)))
-    with pytest.raises(ValueError, match="custom code"):
-        load_encoder(str(model_with_code))
-    assert questions == []
-    assert not (tmp_path / "ran").exists()
-
-
 # --- archives and addresses ------------------------------------------------------------------------------------------
 
 
@@ -410,57 +318,3 @@ def test_a_token_among_the_models_arguments_is_refused(tmp_path):
             BFTConfig(str(tmp_path), use_cpu=True, bf16=False, model_init_kwargs={name: TOKEN, "revision": "main"})
         assert TOKEN not in str(caught.value)
     BFTConfig(str(tmp_path), use_cpu=True, bf16=False, model_init_kwargs={"revision": "main"})
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--hf_hub_log_args", f"push_results_to_hub=True,token={TOKEN}"],
-        ["--hf_hub_log_args", "token=anything"],
-        [f"--hf_hub_log_args=token={TOKEN}"],
-        ["--metadata", '{"hf_token": "anything"}'],
-        ["--metadata", f"name={TOKEN}"],
-        ["--wandb_args", "project=mine,api_key=anything"],
-        ["--system_instruction", f"My token is {TOKEN}"],
-        ["--limit", "3", TOKEN],
-    ],
-)
-def test_a_token_on_the_command_line_is_refused_and_not_repeated(tmp_path, capsys, caplog, flags):
-    call = [
-        "eval",
-        "--model",
-        str(tmp_path),
-        "--no-chat-template",
-        "--tasks",
-        "bft_medqa",
-        "--out",
-        str(tmp_path / "o"),
-    ]
-    assert main([*call, *flags]) == 2
-    error = capsys.readouterr().err
-    assert "holds a token or key" in error
-    assert TOKEN not in error + caplog.text
-    assert "anything" not in error + caplog.text
-
-
-def test_a_token_in_a_configuration_file_is_refused(tmp_path):
-    """lm-eval prints the whole of it."""
-    file = tmp_path / "settings.yaml"
-    file.write_text("hf_hub_log_args:\n  token: anything\n")
-    for flags in (["--config", str(file)], [f"--config={file}"], ["-C", str(file)]):
-        with pytest.raises(ValueError, match="holds a token or key"):
-            check_flags(flags)
-    file.write_text("gen_kwargs:\n  eos_token: x\n")
-    check_flags(["--config", str(file)])
-
-
-def test_no_file_of_an_evaluation_holds_the_token(tmp_path, monkeypatch, caplog, capsys, only_local_tasks):
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    caplog.set_level(logging.DEBUG)
-    base = tmp_path / "base"
-    build_model(max_position_embeddings=512).save_pretrained(base)
-    build_tokenizer().save_pretrained(base)
-    assert main(eval_command(base, tmp_path / "out")) == 0
-    assert list((tmp_path / "out").rglob("samples_*.jsonl"))
-    assert holding(tmp_path) == []
-    assert TOKEN not in caplog.text + "".join(capsys.readouterr())

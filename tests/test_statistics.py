@@ -95,7 +95,7 @@ def test_smallest_difference_is_found_four_times_in_five():
     for _ in range(500):
         differences = draws.normal(effect, 0.3, 60)
         found += paired_test(differences, np.zeros(60), rng=draws, n_resamples=999).p < 0.05
-    # standard error of a share of 500: 0.018; the t distribution of 60 documents costs another 0.02
+    # standard error of a fraction of 500: 0.018; the t distribution of 60 documents costs another 0.02
     assert found / 500 == pytest.approx(0.78, abs=0.055)
 
 
@@ -120,7 +120,7 @@ def test_no_effect_is_not_found():
         found["interval"] += not interval.low <= 0 <= interval.high
         right = [(draws.random(80) < ability).astype(float) for _ in range(2)]
         found["mcnemar"] += paired_test(*right, rng=draws).p < 0.05
-    # three standard errors of a share of 1,000: 0.021
+    # three standard errors of a fraction of 1,000: 0.021
     assert found["permutation"] / 1000 == pytest.approx(0.05, abs=0.021)
     assert found["interval"] / 1000 == pytest.approx(0.05, abs=0.025)  # percentile intervals are a little short
     assert 0.005 < found["mcnemar"] / 1000 < 0.071

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bft_trl.biology.pairs import degree_features, identity_features, pair_features
 from bft_trl.biology.vectors import Vectors
-from bft_trl.encoders import load_encoder
+from bft_trl.models import load_encoder
 
 logger = logging.getLogger(__name__)
 

@@ -151,7 +151,7 @@ def _embed(args: argparse.Namespace) -> int:
     if args.encoder != "self":
         if given:
             raise ValueError(f"{_flags(given)}: only for `--encoder self`.")
-        from bft_trl.encoders import Encoder
+        from bft_trl.models import Encoder
 
         encoder = Encoder(args.encoder, batch_size=args.batch_size, max_tokens=args.max_tokens)
         made = vectors.embed_profiles(args.profiles, encoder, args.output_path)

@@ -1,1 +1,1 @@
-"""What a person looks at: tables and plots of a run."""
+"""Paired comparison of evaluated runs, with tables, plots and a page."""

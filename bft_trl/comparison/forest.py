@@ -1,45 +1,43 @@
-"""Forest plot: what each run gains on the baseline, per task and metric, with its interval."""
+"""Forest plot: the difference of each run to the baseline run, per task and metric, with its interval."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from bft_trl.comparison.drawing import plain, plot_style, saved
+from bft_trl.comparison.published import PUBLISHED_KIND
 from bft_trl.comparison.statistics import ALPHA
-
-# Kinds of rows beside the runs that have a score on the same documents.
-COMPUTED = ("floor", "enrichment", "oracle")
 
 _WIDTH = 5.6
 _ROW = 0.3
 
 
 def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
-    """The plot of a comparison as "png" or "svg": a panel per task and metric, a row per run and per floor.
+    """Returns the plot of a comparison as "png" or "svg": a panel per task and metric, a row per run and reference.
 
-    Filled: p < .05 after Holm's adjustment. Grey diamonds are floors: their score minus the baseline's, without a
-    test.
+    Filled: p < .05 after Holm's adjustment. Gray diamonds: baselines, controls and oracles minus the baseline run,
+    without a test.
     """
     from matplotlib.figure import Figure
 
     panels: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in result["rows"]:
         panels.setdefault((row["task"], row["metric"]), []).append(row)
-    floors = {
+    references = {
         panel: [
             row
             for row in result["reference_rows"]
-            if (row["task"], row["metric"]) == panel and row["kind"] in COMPUTED
+            if (row["task"], row["metric"]) == panel and row["kind"] != PUBLISHED_KIND
         ]
         for panel in panels
     }
     columns = 1 if len(panels) < 3 else 2
     lines = -(-len(panels) // columns)
-    most = max(len(rows) + len(floors[panel]) for panel, rows in panels.items())
+    most = max(len(rows) + len(references[panel]) for panel, rows in panels.items())
     with plot_style(9):
         figure = Figure(figsize=(_WIDTH * columns, lines * (most * _ROW + 1.0) + 0.4), layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False).flatten()
         for axis, (panel, rows) in zip(axes, panels.items(), strict=False):
-            _draw(axis, panel, rows, floors[panel])
+            _draw(axis, panel, rows, references[panel])
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         n_tests = len(result["rows"])
@@ -47,15 +45,17 @@ def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
         figure.supxlabel(
             f"Difference to {plain(result['baseline'])}, 95 % interval over "
             f"{result.get('over', 'documents')}.{line}Filled: p < {ALPHA} after Holm over {n_tests} tests. Diamonds: "
-            "floors, controls.",
+            "baselines, controls.",
             fontsize=8,
         )
         return saved(figure, kind)
 
 
-def _draw(axis: Any, panel: tuple[str, str], rows: list[Mapping[str, Any]], floors: list[Mapping[str, Any]]) -> None:
+def _draw(
+    axis: Any, panel: tuple[str, str], rows: list[Mapping[str, Any]], references: list[Mapping[str, Any]]
+) -> None:
     labels = [plain(row["run"]) + (" (one seed)" if row["n_seeds"] == 1 else "") for row in rows]
-    labels += [plain(row["name"]) for row in floors]
+    labels += [plain(row["name"]) for row in references]
     for y, row in enumerate(rows):
         found = row["p_holm"] < ALPHA
         axis.errorbar(
@@ -67,7 +67,7 @@ def _draw(axis: Any, panel: tuple[str, str], rows: list[Mapping[str, Any]], floo
             markerfacecolor="#1f5fa8" if found else "white",
             capsize=3,
         )
-    for y, row in enumerate(floors, len(rows)):
+    for y, row in enumerate(references, len(rows)):
         axis.plot(row["value"] - rows[0]["baseline_score"], y, "D", color="#8a8a8a", markersize=5)
     axis.axvline(0, color="#444444", linewidth=0.8)
     axis.set_yticks(range(len(labels)), labels)

@@ -1,52 +1,60 @@
-"""A comparison as a page: Markdown, and one HTML file that needs nothing else."""
+"""The page of a comparison: Markdown, and one self-contained HTML file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bft_trl.comparison.forest import COMPUTED
+from bft_trl.comparison.published import PUBLISHED_KIND
 from bft_trl.comparison.statistics import ALPHA
 from bft_trl.comparison.templates import environment, inline_svg, number
 
 LOWER_IS_BETTER = ("mse", "mae")
-# What an interval and a p-value are over, in words.
-_OVER = {
-    "documents": "on the same documents, with the 95 % bootstrap interval over documents",
-    "genes": "on the same pairs, with the 95 % bootstrap interval over genes, because pairs that share a gene are not "
-    "independent",
-    "perturbations": "on the same perturbations, with the 95 % interval over perturbations, widened because "
-    "their predictors were fitted to nearly the same data",
-}
-_NO_BETTER = "At or under the highest floor, that is, no better than an answer that knows nothing of the question"
-_TEST = {
-    "documents": "exact McNemar test for scores of 0 and 1, else a paired permutation test",
-    "genes": "twice the smaller tail of the same bootstrap",
-    "perturbations": "Nadeau and Bengio's corrected t-test",
+# Unit of the intervals to the texts of a page.
+_TEXTS = {
+    "documents": {
+        "unit": "documents",
+        "interval_of": "on the same documents, with the 95 % bootstrap interval over documents",
+        "test_of": "exact McNemar test for scores of 0 and 1, else a paired permutation test",
+        "no_better": "At or below the best baseline that ignores the question",
+    },
+    "genes": {
+        "unit": "pairs",
+        "interval_of": "on the same pairs, with the 95 % bootstrap interval over genes, because pairs that share a "
+        "gene are not independent",
+        "test_of": "twice the smaller tail of the same bootstrap",
+        "no_better": "No better than the best control",
+    },
+    "perturbations": {
+        "unit": "perturbations",
+        "interval_of": "on the same perturbations, with the 95 % interval over perturbations, corrected because the "
+        "predictors were fitted to nearly the same data",
+        "test_of": "Nadeau and Bengio's corrected t-test",
+        "no_better": "No better than the best control",
+    },
 }
 
 
 def markdown_page(result: Mapping[str, Any]) -> str:
-    """The tables of a comparison as Markdown."""
-    return _environment(autoescape=False).get_template("comparison.md.j2").render(_context(result))
+    """Returns the tables of a comparison as Markdown."""
+    return environment(autoescape=False).get_template("comparison.md.j2").render(_context(result))
 
 
 def html_page(result: Mapping[str, Any], svg: str, *, figures: Sequence[tuple[str, str]] = ()) -> str:
-    """The comparison as HTML with the plots inside it; every text from names, tasks and data is escaped.
+    """Returns the comparison as HTML with its plots inside. Every text from names, tasks and data is escaped.
 
     Args:
         result: the comparison.
-        svg: the forest plot; "" where there is none.
+        svg: the forest plot; "" if there is none.
         figures: titles and SVGs of further plots.
     """
-    template = _environment(autoescape=True).get_template("comparison.html.j2")
+    template = environment(autoescape=True).get_template("comparison.html.j2")
     return template.render(
         _context(result), plot=inline_svg(svg), figures=[(title, inline_svg(image)) for title, image in figures]
     )
 
 
 def _context(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What both templates show; `below` are the runs that do no better than the highest floor."""
-    tasks = []
-    below: list[dict[str, Any]] = []
+    """What both templates show; `below` are the runs that are no better than the best baseline."""
+    tasks, below = [], []
     for task, described in result["tasks"].items():
         metrics: dict[str, dict[str, Any]] = {}
         for row in result["rows"]:
@@ -56,50 +64,45 @@ def _context(result: Mapping[str, Any]) -> dict[str, Any]:
                 entry["rows"].append(row | {"found": row["p_holm"] < ALPHA})
         references = [row for row in result["reference_rows"] if row["task"] == task]
         below += [
-            {"task": task, "metric": metric} | under
+            {"task": task, "metric": metric} | found
             for metric, entry in metrics.items()
-            if metric != "named" and (under := _under_a_floor(result, metric, entry, references))
+            if (found := _not_above_baseline(result, task, metric, entry["baseline"], entry["rows"]))
         ]
-        tasks.append({"name": task, "metrics": metrics, "references": references} | described)
-    everywhere = [row for row in result["reference_rows"] if row["task"] == "all"]
-    found = [row for row in result["rows"] if row["p_holm"] < ALPHA]
-    over = result.get("over", "documents")
-    words = {"unit": {"documents": "documents", "genes": "pairs"}.get(over, over), "interval_of": _OVER[over]}
-    words |= {"no_better": _NO_BETTER if over == "documents" else "No better than the best control"}
-    words |= {"test_of": _TEST[over], "documents": over == "documents", "pairwise": [], "n_pairwise": 0}
-    return (
-        dict(result)
-        | words
-        | {"tasks": tasks, "below": below, "everywhere": everywhere, "found": found, "alpha": ALPHA}
-    )
+        settings = {key: v for key, v in described["settings"].items() if v is not None and not isinstance(v, dict)}
+        tasks.append({"name": task, "metrics": metrics, "references": references, "n": described["n"]})
+        tasks[-1]["settings"] = settings
+    unit = result.get("over", "documents")
+    return {
+        "pairwise": [],
+        "n_pairwise": 0,
+        **result,
+        **_TEXTS[unit],
+        "documents": unit == "documents",
+        "tasks": tasks,
+        "below": below,
+        "everywhere": [row for row in result["reference_rows"] if row["task"] == "all"],
+        "found": [row for row in result["rows"] if row["p_holm"] < ALPHA],
+        "alpha": ALPHA,
+    }
 
 
-def _under_a_floor(
-    result: Mapping[str, Any], metric: str, entry: Mapping[str, Any], references: Sequence[Mapping[str, Any]]
+def _not_above_baseline(
+    result: Mapping[str, Any], task: str, metric: str, baseline: float, rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
-    floors = [row for row in references if row["metric"] == metric and row["kind"] == "floor"]
-    if not floors:
+    """The best baseline of a metric and the runs that are not above it; None without one."""
+    baselines = [
+        row
+        for row in result["reference_rows"]
+        if (row["task"], row["metric"]) == (task, metric)
+        and row["kind"] not in ("enrichment", "oracle", PUBLISHED_KIND)
+    ]
+    if not baselines or metric == "answer_rate":  # any text has an answer rate of 1
         return None
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    best = max(floors, key=lambda row: sign * row["value"])
-    scores = {row["run"]: row["score"] for row in entry["rows"]}
-    if result.get("over", "documents") == "documents":  # elsewhere the baseline may be a control itself
-        scores = {result["baseline"]: entry["baseline"]} | scores
-    under = [f"{name} ({number(score)})" for name, score in scores.items() if sign * score <= sign * best["value"]]
-    return {"floor": best, "runs": under} if under else None
-
-
-def _reference(row: Mapping[str, Any]) -> str:
-    """The name of what stands beside the runs; those of floors and oracles say already that they are."""
-    return row["name"] if row["kind"] in COMPUTED else f"{row['name']} ({row['kind']})"
-
-
-def _seeds(entry: Mapping[str, Any]) -> str:
-    """How many seeds, and their spread."""
-    return "one" if entry["n_seeds"] == 1 else f"{entry['n_seeds']}, sd {number(entry['seed_sd'])}"
-
-
-def _environment(*, autoescape: bool) -> Any:
-    templates = environment(autoescape=autoescape)
-    templates.filters |= {"reference": _reference, "seeds": _seeds}
-    return templates
+    higher = result["tasks"][task]["settings"].get("higher_is_better", {}).get(metric, metric not in LOWER_IS_BETTER)
+    sign = 1 if higher else -1
+    best = max(baselines, key=lambda row: sign * row["value"])
+    scores = {row["run"]: row["score"] for row in rows}
+    if result.get("over", "documents") == "documents":  # elsewhere the baseline run may be a control itself
+        scores = {result["baseline"]: baseline} | scores
+    runs = [f"{name} ({number(score)})" for name, score in scores.items() if sign * score <= sign * best["value"]]
+    return {"reference": best, "runs": runs} if runs else None

@@ -1,15 +1,16 @@
-"""Figures of other systems as their authors published them. They were not re-run: read them beside, not against."""
+"""Results of other systems as their authors published them. They were not re-run, and are on other documents."""
 
 from typing import NamedTuple
 
+PUBLISHED_KIND = "published, not re-run"
 GENEAGENT = "Nature Methods 2025, doi 10.1038/s41592-025-02748-6 (preprint arXiv 2405.16205)"
 
 
 class Published(NamedTuple):
-    """A published figure; `spread` is the authors' own, over nine random batches; "all" is all 1,106 sets."""
+    """A published result; `spread` is the authors' own, over nine random batches; "all" are all 1,106 sets."""
 
     task: str
-    system: str
+    name: str
     metric: str
     value: float
     spread: float | None = None

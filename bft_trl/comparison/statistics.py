@@ -1,4 +1,4 @@
-"""Paired statistics: scores of the same documents under two models, arrays in, numbers out."""
+"""Paired statistics of the scores of two models on the same documents."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 ALPHA = 0.05
 POWER = 0.8
 MCNEMAR = "McNemar, exact"
-# Numbers held at once when resampling: memory does not grow with documents times resamples.
+# Numbers in memory at once during resampling.
 _BATCH = 2_000_000
 
 
@@ -21,14 +21,14 @@ class Interval(NamedTuple):
 
 
 class Test(NamedTuple):
-    """A two-sided p-value and the name of what gave it."""
+    """A two-sided p-value and the name of the test."""
 
     p: float
     name: str
 
 
 def paired_interval(differences: np.ndarray, *, rng: np.random.Generator, n_resamples: int = 9999) -> Interval:
-    """Mean difference with the 95 % percentile bootstrap interval over documents.
+    """Returns the mean difference with the 95 % percentile bootstrap interval over documents.
 
     Args:
         differences: score of one model minus that of the other, per document, shape (N,), N > 0.
@@ -51,11 +51,11 @@ def paired_interval(differences: np.ndarray, *, rng: np.random.Generator, n_resa
 
 
 def paired_test(a: np.ndarray, b: np.ndarray, *, rng: np.random.Generator, n_resamples: int = 9999) -> Test:
-    """Are two models equally good? Exact McNemar test where every score is 0 or 1, else a paired permutation test.
+    """Returns the exact McNemar test if every score is 0 or 1, else a paired permutation test.
 
     Args:
         a, b: scores of the same documents in the same order, shape (N,), N > 0.
-        n_resamples: random exchanges within pairs; with so few documents that all can be tried, all are.
+        n_resamples: random exchanges within pairs; all exchanges if there are no more than these.
     """
     if np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all():
         from statsmodels.stats.contingency_tables import mcnemar
@@ -80,10 +80,11 @@ def paired_test(a: np.ndarray, b: np.ndarray, *, rng: np.random.Generator, n_res
 
 
 def cross_validated(scores: np.ndarray, *, n_train: int) -> tuple[Interval, float]:
-    """Mean of cross-validated scores, or of their differences, with its 95 % interval, and the p-value of its being 0.
+    """Returns the mean of cross-validated scores or differences with its 95 % interval, and the p-value against 0.
 
-    Nadeau and Bengio's corrected t-test (Machine Learning 2003): predictors that were fitted to nearly the same data
-    err together, so the variance of the mean is (1/N + 1/n_train) s^2 and not s^2 / N. p is at least 2 / 2^N.
+    Nadeau and Bengio's corrected t-test (Machine Learning 2003): the errors of predictors fitted to nearly the
+    same data are correlated, so the variance of the mean is (1/N + 1/n_train) s^2 and not s^2 / N. p is at least
+    2 / 2^N.
 
     Args:
         scores: one for each unit that was left out, (N,), N > 0. A single one has no interval: it is infinite.
@@ -94,7 +95,7 @@ def cross_validated(scores: np.ndarray, *, n_train: int) -> tuple[Interval, floa
     mean = float(scores.mean())
     if len(scores) == 1:
         return Interval(mean, -np.inf, np.inf), 1.0
-    # No test of so few scores can say more than one of their signs.
+    # No test of N scores has a smaller p-value than the sign test.
     least = min(1.0, 2.0 ** (1 - len(scores)))
     if np.ptp(scores) == 0:
         return Interval(mean, mean, mean), 1.0 if mean == 0 else least
@@ -105,7 +106,7 @@ def cross_validated(scores: np.ndarray, *, n_train: int) -> tuple[Interval, floa
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted by Holm's method for having been looked at together; none give an empty list."""
+    """Returns p-values adjusted by Holm's method."""
     if not len(p_values):
         return []
     from statsmodels.stats.multitest import multipletests
@@ -114,12 +115,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def smallest_difference(differences: np.ndarray, *, binary: bool) -> float | None:
-    """The mean difference that so many documents show with 80 % power in a two-sided test at 5 %.
+    """Returns the mean difference that N documents detect with 80 % power in a two-sided test at 5 %.
 
     By the normal approximation with the observed standard deviation of the differences; for binary scores at least
     6 / N, since fewer than six answers that differ cannot reach p < .05 in McNemar's exact test (2 x 0.5^6 = .03).
-    None where it cannot be told: fewer than two documents, or scores that are not binary and never differ. At most 1
-    for binary scores.
+    None for fewer than two documents, and for scores that are not binary and never differ. At most 1 for binary
+    scores.
     """
     from scipy.stats import norm
 

@@ -1,13 +1,15 @@
-"""What all pages share: the templates of this folder, their filters, and plots inside a page."""
+"""The Jinja environment of all pages, and its filters."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from bft_trl import markdown
+from bft_trl.comparison.published import PUBLISHED_KIND
 
 
 def environment(*, autoescape: bool) -> Any:
-    """The templates of this folder, with the filters that they use; `script_hash` is of the one script of a page."""
+    """Returns the environment with the templates of this folder. `script_hash` is of the only script of a page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
@@ -17,24 +19,21 @@ def environment(*, autoescape: bool) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {"number": number, "signed": _signed, "p": _p, "cell": markdown.text, "code": _code}
-    templates.filters |= filters
+    templates.filters |= {"number": number, "signed": _signed, "p": _p, "cell": markdown.text, "code": _code}
+    templates.filters |= {"reference": _reference, "seeds": _seeds}
     templates.globals["script_hash"] = None
     return templates
 
 
 def inline_svg(image: str) -> Any:
-    """An SVG of ours for a page: from matplotlib, which escapes its texts; without the prologue that HTML lacks."""
+    """Returns an SVG of matplotlib, which escapes its texts, as markup for a page; without the XML prologue."""
     from markupsafe import Markup
 
     return Markup(image[image.index("<svg") :] if image else "")
 
 
 def number(value: float | None) -> str:
-    """Three decimals for scores in [0, 1], one for percentiles and counts; a dash where there is none.
-
-    Under .01 two digits that count: errors are that small.
-    """
+    """Returns three decimals below 1.5 (two significant digits below .01), else one decimal; "-" for None and NaN."""
     if value is None or math.isnan(value):
         return "-"
     if 0 < abs(value) < 0.01:
@@ -50,8 +49,18 @@ def _p(value: float) -> str:
     return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
 
 
+def _reference(row: Mapping[str, Any]) -> str:
+    """The name of a reference row; those of baselines and oracles begin with their kind."""
+    return f"{row['name']} ({row['kind']})" if row["kind"] == PUBLISHED_KIND else row["name"]
+
+
+def _seeds(entry: Mapping[str, Any]) -> str:
+    """Number of seeds, and their standard deviation."""
+    return "one" if entry["n_seeds"] == 1 else f"{entry['n_seeds']}, sd {number(entry['seed_sd'])}"
+
+
 def _code(text: str) -> Any:
-    """What stands between backticks as code; the rest escaped, as everywhere."""
+    """Text between backticks as code; the rest escaped."""
     from markupsafe import Markup, escape
 
     parts = [str(escape(part)) for part in text.split("`")]

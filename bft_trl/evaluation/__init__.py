@@ -1,1 +1,1 @@
-"""Scores of answers: arrays and texts in, one value per answer out. Nothing here loads a model."""
+"""Evaluation with lm-eval, and scores of answers."""

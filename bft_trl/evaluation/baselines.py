@@ -1,36 +1,41 @@
-"""Answers that any model should beat: those that know nothing of the question, and an over-representation test."""
+"""Baselines of a task: answers that do not depend on the question, and an over-representation test."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-# On GeneAgent's GO sets it scores more ROUGE-1 than GPT-4's recorded answers: 39 % of the names hold "regulation of".
+from bft_trl.evaluation.names import Scorer, score_names
+
+# On GeneAgent's GO sets its ROUGE-1 is higher than that of GPT-4's recorded answers: 39 % contain "regulation of".
 CONSTANT = "regulation of cell process"
 
 
-def name_floors(names: Sequence[str], *, rng: np.random.Generator) -> dict[str, list[str]]:
-    """Answers of one name per gene set that ignore the genes: a constant, the most frequent name, another set's name.
+def name_baselines(names: Sequence[str], *, rng: np.random.Generator) -> dict[str, list[str]]:
+    """Returns one name per gene set for each baseline: a constant, the most frequent name, another set's name.
 
     Args:
         names: the true names, two or more; of equally frequent ones the first is taken.
-        rng: deals every set the name of another set: a random cycle, so that none keeps its own.
+        rng: draws a cyclic permutation, so that no set gets its own name.
     """
     if len(names) < 2:
-        raise ValueError(f"`names` has {len(names)} entry: floors need two or more sets.")
+        raise ValueError(f"`names` has {len(names)} entry: baselines need two or more sets.")
     order = rng.permutation(len(names))
-    dealt = [""] * len(names)
+    others = [""] * len(names)
     for here, there in zip(order, np.roll(order, 1), strict=True):
-        dealt[here] = names[there]
+        others[here] = names[there]
     return {
         f'constant "{CONSTANT}"': [CONSTANT] * len(names),
         "most frequent name": [Counter(names).most_common(1)[0][0]] * len(names),
-        "another set's name": dealt,
+        "another set's name": others,
     }
 
 
-def choice_floors(targets: Sequence[str], n_options: Sequence[int]) -> dict[str, np.ndarray]:
-    """Accuracy per question, shape (N,), of guessing (1 / options) and of always giving the most frequent label."""
+def choice_baselines(targets: Sequence[str], n_options: Sequence[int]) -> dict[str, np.ndarray]:
+    """Returns the accuracy per question, shape (N,), of guessing (1 / options) and of the most frequent label."""
     frequent = Counter(targets).most_common(1)[0][0]
     return {
         "chance": 1 / np.asarray(n_options, dtype=float),
@@ -38,10 +43,36 @@ def choice_floors(targets: Sequence[str], n_options: Sequence[int]) -> dict[str,
     }
 
 
-def enrichment_floor(gene_sets: Sequence[Sequence[str]], library: Mapping[str, Sequence[str]]) -> list[str]:
-    """The top term of an over-representation test per gene set; "" where no gene is in the library.
+def baseline_scores(
+    documents: Sequence[Mapping[str, Any]], metrics: Sequence[str], *, scorer: Scorer | None, rng: np.random.Generator
+) -> dict[str, pd.DataFrame]:
+    """Returns the scores of each baseline of a task by name, one row per document; none for tasks of other kinds.
 
-    By gseapy, background: all genes of the library. On GO sets a GO library is an oracle: it holds the answers.
+    Args:
+        documents: the documents of the task, in order.
+        metrics: the metrics of the task.
+        scorer: of names; None for tasks that do not ask for one.
+        rng: of the baseline "another set's name".
+    """
+    if scorer is not None and len(documents) > 1:
+        names = [document["name"] for document in documents]
+        answers = name_baselines(names, rng=rng)
+        # Together, so that every text is encoded once.
+        table = score_names(names * len(answers), list(chain(*answers.values())), scorer).drop(columns="answer_rate")
+        parts = np.split(np.arange(len(table)), len(answers))
+        return {name: table.iloc[rows] for name, rows in zip(answers, parts, strict=True)}
+    if "acc" in metrics and all({"labels", "answer"} <= document.keys() for document in documents):
+        options = [len(document["labels"]) for document in documents]
+        baselines = choice_baselines([document["answer"] for document in documents], options)
+        return {name: pd.DataFrame({"acc": acc}) for name, acc in baselines.items()}
+    return {}
+
+
+def enrichment_baseline(gene_sets: Sequence[Sequence[str]], library: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns the top term of an over-representation test per gene set; "" if no gene is in the library.
+
+    Computed by gseapy with all genes of the library as background. With a GO library on GO sets it is an oracle: the
+    answers are among the terms.
 
     Args:
         gene_sets: symbols, compared without regard to case.

@@ -1,41 +1,59 @@
-"""All scores of proposed process names, by GeneAgent's protocol."""
+"""Scores of proposed process names, by GeneAgent's protocol."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from bft_trl.data.evaluation_sets import load_background
 from bft_trl.evaluation.rouge import cleaned_answer, cleaned_reference, rouge_scores
 from bft_trl.evaluation.similarity import background_percentile, cosine_similarity
+from bft_trl.models import Encoder, cached_vectors, load_encoder
 from bft_trl.prompts import has_process_line, parse_process
 
 # Raised when a score changes for the same answer; recorded with every result.
 SCORER_VERSION = "2"
-# What a table of scored answers has beside its metrics.
-ANSWER_COLUMNS = ("model", "kind", "id", "name", "predicted_name")
-# How the prompt of Hu et al. has a model say that it sees no process.
+# The answer that the prompt of Hu et al. asks for if there is no common process.
 REFUSAL = "system of unrelated proteins"
 
 
-class TextEncoder(Protocol):
-    """Texts to unit vectors of shape (N, D): see [`bft_trl.encoders.Encoder`]."""
+class Scorer(NamedTuple):
+    """What names are scored with besides ROUGE."""
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray: ...
+    encoder: Encoder | None = None
+    background: np.ndarray | None = None  # unit vectors of the background names, (M, D)
+    background_hash: str | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must agree between scores that are compared."""
+        return {
+            "scorer_version": SCORER_VERSION,
+            "encoder_fingerprint": self.encoder and self.encoder.fingerprint,
+            "background_fingerprint": self.background_hash,
+        }
 
 
-class Background(NamedTuple):
-    """Background names as unit vectors of shape (M, D), and the hash of what they were made from."""
+def load_scorer(encoder: str, background: str | Path | None, *, data_dir: str | Path | None = None) -> Scorer:
+    """Returns the scorer of names. Raises ValueError or OSError that names the option.
 
-    vectors: np.ndarray
-    fingerprint: str
+    Args:
+        encoder: Hub id or folder; "none" leaves similarity and percentile out.
+        background: file of background names; None takes those of `data_dir`, else of Hu et al.; "none" leaves the
+            percentile out.
+        data_dir: folder with the data of the tasks.
+    """
+    if encoder == "none":
+        return Scorer()
+    names = None if background == "none" else load_background(background, data_dir=data_dir)
+    loaded = load_encoder(encoder)
+    return Scorer(loaded) if names is None else Scorer(loaded, *cached_vectors(loaded, names))
 
 
 def recorded_name(answer: str | None) -> str | None:
-    """The name in a recorded answer: after "Process:" where that is written, else the whole of a single line.
-
-    None where there is none: nothing, or several lines without "Process:".
-    """
+    """Returns the name in a recorded answer, after "Process:" or as a single line, or None if there is no name."""
     if not isinstance(answer, str):  # how pandas reads an empty field
         return None
     if has_process_line(answer):
@@ -44,26 +62,17 @@ def recorded_name(answer: str | None) -> str | None:
     return lines[0].strip().strip('"').strip() or None if len(lines) == 1 else None
 
 
-def score_names(
-    names: Sequence[str],
-    answers: Sequence[str | None],
-    *,
-    encoder: TextEncoder | None = None,
-    background: Background | None = None,
-) -> pd.DataFrame:
-    """One row per gene set: rouge1, rouge2, rougeL (0 to 1), named (0 or 1), and what encoder and background allow.
+def score_names(names: Sequence[str], answers: Sequence[str | None], scorer: Scorer | None = None) -> pd.DataFrame:
+    """Returns rouge1, rouge2, rougeL (0 to 1), similarity (-1 to 1), percentile (0 to 100) and answer_rate (0 or 1).
 
     Args:
-        names: the true names.
-        answers: the proposed names; None where an answer holds none. It scores 0 everywhere, `named` says how many.
-        encoder: adds similarity, the cosine of the cleaned texts, -1 to 1.
-        background: adds percentile (0 to 100), the rank of the true name among the background names, both as they
-            are written; the answer is cleaned.
-
-    A refusal to name is no name, but is scored as the text that it is.
+        names: the true names, (N,).
+        answers: the proposed names, (N,); None for an answer without a name, which scores 0 in every metric. The
+            refusal of Hu et al.'s prompt has answer_rate 0 too, but is scored as the text that it is.
+        scorer: its encoder adds similarity, the cosine of the cleaned texts; its background adds percentile, the rank
+            of the true name among the background names, both as they are written.
     """
-    if background is not None and encoder is None:
-        raise ValueError("`background` needs `encoder`: it ranks by the encoder's similarity.")
+    encoder, background, _ = scorer or Scorer()
     texts = [cleaned_answer(answer or "") for answer in answers]
     texts = [text if any(map(str.isalnum, text)) else "" for text in texts]  # "..." is no name
     empty = np.array([not text for text in texts], dtype=bool)
@@ -73,7 +82,7 @@ def score_names(
         similarity = cosine_similarity(vectors, encoder.encode([cleaned_reference(name) for name in names]))
         table["similarity"] = np.where(empty, 0.0, similarity)
         if background is not None:
-            percentile = background_percentile(vectors, encoder.encode(names), background.vectors)
+            percentile = background_percentile(vectors, encoder.encode(names), background)
             table["percentile"] = np.where(empty, 0.0, percentile)
-    table["named"] = [float(bool(text) and text.lower() != REFUSAL) for text in texts]
+    table["answer_rate"] = [float(bool(text) and text.lower() != REFUSAL) for text in texts]
     return table

@@ -1,41 +1,23 @@
-"""`bft-trl eval`: lm-eval with what the run folder knows filled in, and with the tasks that ship with bft_trl."""
+"""Evaluates a model or a trained run with lm-eval, and writes the scores in the results format."""
 
-import argparse
-import functools
+import hashlib
 import json
 import logging
-import re
-import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bft_trl.data.evaluation_sets import load_background
-from bft_trl.data.tables import read_json_object
-from bft_trl.io import atomic_folder, check_folder
-from bft_trl.models import Run
+from bft_trl.evaluation.samples import scores_of_samples
+from bft_trl.evaluation.scores import read_settings, write_scores
+from bft_trl.io import check_folder
+from bft_trl.models import Run, fingerprint, load_run, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-# The name of lm-eval's Hugging Face model with a quantized base, registered when it is needed.
-QUANTIZED = "bft-quantized"
-# Flags of lm-eval that are ours to set.
-OURS = {
-    "--output_path": ("-o", "--out"),
-    "--log_samples": ("-s", "--out"),
-    "--model_args": ("-a", "--model and --adapter"),
-    "--tasks": ("-t", "--tasks"),
-    "--model": ("-M", "--model and --adapter"),
-}
-# A credential, by the name that goes before it or by its form; "tokenizer=" and "eos_token=" are none.
-_CREDENTIAL = re.compile(
-    r"(?<![a-z_])(?:(?:hf|hub|auth|access)_)*(?:token|api_key|password|secret)\b[\"']?\s*[=:]|\bhf_[A-Za-z0-9]{20,}",
-    re.IGNORECASE,
-)
-
 
 def tasks_path() -> Path:
-    """The folder of the lm-eval tasks: inside an installed package, beside it in a clone."""
+    """Returns the folder of our lm-eval tasks: inside an installed package, beside it in a clone."""
     package = Path(__file__).parents[1]
     installed = package / "eval_tasks"
     return installed if installed.is_dir() else package.parent / "eval_tasks"
@@ -44,181 +26,142 @@ def tasks_path() -> Path:
 def evaluate(
     run: Run,
     tasks: Sequence[str],
-    out: Path,
+    output_dir: Path,
     *,
     metadata: Mapping[str, str] | None = None,
-    passed_on: Sequence[str] = (),
+    include_path: str | None = None,
+    seed: int | None = None,
+    batch_size: int | str = 1,
+    device: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
 ) -> dict[str, str]:
-    """Runs lm-eval with logged samples into `out`.
+    """Writes `scores.parquet`, `settings.json`, `results.json` (lm-eval's) and `samples.jsonl` into `output_dir`.
+
+    An evaluation that was stopped goes on from its last answer, and a finished one is not repeated.
 
     Args:
         run: what to evaluate.
-        tasks: names of tasks and groups, ours and lm-eval's own.
-        out: folder for lm-eval's results and samples.
+        tasks: names of tasks, groups and tags, patterns, or YAML files.
+        output_dir: folder.
         metadata: data_dir, encoder and background of our tasks.
-        passed_on: further flags of `lm_eval run`.
+        include_path: folder with further tasks.
+        seed: of Python, NumPy, torch and the few-shot examples; None takes lm-eval's defaults.
+        batch_size: number, or "auto".
+        device: see [`load_run`].
+        overwrite: replace the results of another evaluation.
+        options: of lm-eval's `simple_evaluate`: limit, num_fewshot, gen_kwargs, system_instruction.
 
     Returns:
-        Tasks that were left out because their data are missing, with the reason. The others ran.
+        Tasks that were left out because their data cannot be loaded, with the reason.
+
+    Raises ValueError or OSError that names the option, before the model is loaded.
     """
-    from lm_eval.__main__ import cli_evaluate
-
-    check_flags(passed_on)
-    settings = dict(metadata or {})
-    present, missing = available(tasks, settings)
-    if not present:
-        raise ValueError("None of the tasks has its data: " + "; ".join(missing.values()))
-    for task, reason in missing.items():
-        logger.warning("Left out %s: %s", task, reason)
-    if given(passed_on, "--trust_remote_code", "--trust_remote_code"):
-        logger.warning("--trust_remote_code: runs the Python files that come with %s, with all your rights", run.base)
-    if run.quantization is not None:
-        _register_quantized(run.quantization)
-    check_folder(out, name="out")  # lm-eval only warns where it cannot save, after all the work
-    own = sys.argv
-    with atomic_folder(out) as written:  # lm-eval writes in place
-        arguments = [
-            *("--model", QUANTIZED if run.quantization is not None else "hf"),
-            *("--model_args", json.dumps(run.model_args())),
-            *("--tasks", ",".join(present)),
-            *("--include_path", include_path(present, passed_on)),
-            *("--output_path", str(written)),
-            "--log_samples",
-            *(["--metadata", json.dumps(settings)] if settings else []),
-            *(["--apply_chat_template"] if run.chat_template else []),
-            *_user_folder().parse_known_args(passed_on)[1],
-        ]
-        logger.info("lm_eval run %s", " ".join(arguments))
-        sys.argv = ["lm_eval", "run", *arguments]  # the entry point takes no other arguments
-        try:
-            cli_evaluate()
-        finally:
-            sys.argv = own
-        _check_written(written, out)
-    return missing
+    check_folder(output_dir)
+    metadata = dict(metadata or {})
+    model = fingerprint(run) | {"quantization": run.quantization, "apply_chat_template": run.apply_chat_template}
+    request: dict[str, Any] = {"model": model, "tasks": list(tasks), "metadata": metadata, "seed": seed, **options}
+    request |= {"include_path": include_path, "lm_eval_version": version("lm_eval")}
+    if not overwrite and _is_done(output_dir, request):
+        return read_settings(output_dir)["left_out"]
+    named = {"pretrained": run.base, **metadata}  # some of lm-eval's tasks need the tokenizer
+    manager, loaded, left_out = load_tasks(tasks, metadata=named, include_path=include_path)
+    if not loaded:
+        raise ValueError("None of the tasks has its data: " + "; ".join(left_out.values()))
+    digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:12]
+    options |= {"tasks": loaded, "task_manager": manager, "use_cache": str(output_dir / f".answers-{digest}")}
+    results = _simple_evaluate(run, seed=seed, batch_size=batch_size, device=device, **options)
+    scorers = {name: task.scorer for name, task in manager.load(loaded)["tasks"].items() if hasattr(task, "scorer")}
+    _write(output_dir, results, scorers, {"request": request, "left_out": left_out})
+    return left_out
 
 
-def _check_written(written: Path, out: Path) -> None:
-    """Raises OSError where results or samples are missing or cut short: lm-eval only logs what it could not save."""
-    results = list(written.rglob("results_*.json"))
-    if not results:
-        raise OSError(f"lm-eval saved no results in {out}; its last lines say why.")
-    for file in results:
-        try:
-            counts = read_json_object(file)["n-samples"]
-        except ValueError as error:
-            raise OSError(f"{out}: the results were cut short while they were saved. Is the disk full?") from error
-        for task, count in counts.items():
-            samples = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
-            lines = samples.read_bytes().count(b"\n") if samples.is_file() else 0
-            if lines < count["effective"]:
-                raise OSError(
-                    f"{out}: of {task} {lines} of {count['effective']} samples were saved. Is the disk full?"
-                )
+def _is_done(output_dir: Path, request: Mapping[str, Any]) -> bool:
+    """Whether the folder has the results of this evaluation. Raises ValueError if it has those of another one."""
+    if not (output_dir / "settings.json").is_file():
+        return False
+    if read_settings(output_dir).get("request") != request:
+        raise ValueError(
+            f"`output_dir={str(output_dir)!r}` has the results of another evaluation. Name another folder, or replace "
+            "them with `overwrite_output_dir`."
+        )
+    logger.info("%s has the results of this evaluation (--overwrite_output_dir repeats it)", output_dir)
+    return True
 
 
-def available(tasks: Sequence[str], metadata: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """Names to hand to lm-eval, and those of our tasks whose data are not there, with the reason.
+def load_tasks(
+    names: Sequence[str], *, metadata: Mapping[str, str], include_path: str | None = None
+) -> tuple[Any, list[Any], dict[str, str]]:
+    """Returns lm-eval's TaskManager, tasks and groups, and the tasks whose data cannot be loaded with the reason.
 
-    A group of which a part is missing is replaced by the tasks that are there: its average would be another one.
-    Raises ValueError for data that are there but broken, and for an encoder that cannot be loaded.
+    A group with a missing task is replaced by its other tasks: an average over them would be a different metric.
+    Raises ValueError for a name that does not exist. Arguments as of [`evaluate`].
     """
     from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._yaml_loader import load_yaml
 
-    index = TaskManager(include_path=str(tasks_path()), include_defaults=False).task_index
-    present: list[str] = []
-    missing: dict[str, str] = {}
-    for name in tasks:
-        if name not in index:  # one of lm-eval's own
-            present.append(name)
-            continue
-        entry = load_yaml(index[name].yaml_path, resolve_func=True)
-        members = entry["task"] if isinstance(entry["task"], list) else [name]
-        found = []
-        for member in members:
-            config = load_yaml(index[member].yaml_path, resolve_func=True)
-            scored = "class" in config and metadata.get("encoder") != "none"
-            try:
-                config["custom_dataset"](**metadata)
-                if scored and metadata.get("background") != "none":
-                    load_background(metadata.get("background"), data_dir=metadata.get("data_dir"))
-                found.append(member)
-            except OSError as error:
-                missing[member] = str(error)
-            if member in found and scored:
-                from bft_trl.encoders import MEDCPT, load_encoder
-
-                load_encoder(metadata.get("encoder", MEDCPT))
-        present += [name] if len(found) == len(members) else found
-    return list(dict.fromkeys(present)), missing
+    paths = [str(tasks_path()), *([include_path] if include_path else [])]
+    for defaults in (False, True):  # reading lm-eval's 14,000 files takes eight seconds
+        manager = TaskManager(include_path=paths, include_defaults=defaults, metadata=dict(metadata))
+        queue = [[name] if Path(name).is_file() else manager.match_tasks([name]) for name in names]
+        if all(queue):
+            break
+    else:
+        unknown = ", ".join(repr(name) for name, found in zip(names, queue, strict=True) if not found)
+        raise ValueError(f"`tasks`: lm-eval knows no {unknown}. `lm_eval ls tasks` lists all names.")
+    wanted = [name for found in queue for name in found]
+    loaded: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    while wanted:
+        name = wanted.pop(0)
+        try:
+            found = manager.load([name])
+            loaded |= {name: found["groups"][name]} if name in found["groups"] else found["tasks"]
+        except OSError as error:
+            if name in manager.all_groups:
+                wanted = [*manager.task_index[name].cfg["task"], *wanted]
+            else:
+                left_out[name] = str(error)
+                logger.warning("Left out %s: %s", name, error)
+    return manager, list(loaded.values()), left_out
 
 
-def check_flags(passed_on: Sequence[str]) -> None:
-    """Raises ValueError for flags of lm-eval that `bft-trl eval` sets, and for credentials among them.
-
-    A credential on a command line is seen by every user of the machine and kept by the shell, and lm-eval prints its
-    settings. The message does not repeat it.
-    """
-    for long, (short, instead) in OURS.items():
-        if given(passed_on, long, short):
-            raise ValueError(f"`{long}` is set by `bft-trl eval` itself; use {instead}.")
-    flag = ""
-    for word in passed_on:
-        if word.startswith("-"):
-            flag = word.split("=")[0] if word.startswith("--") else word[:2]
-        configured = given([flag], "--config", "-C")
-        file = Path(word.split("=", 1)[-1])
-        text = file.read_text(encoding="utf-8") if configured and file.is_file() else ""
-        if _CREDENTIAL.search(word) or _CREDENTIAL.search(text):
-            raise ValueError(
-                f"`{flag}` holds a token or key, which lm-eval would print. Leave it out, and set HF_TOKEN in the "
-                "environment or log in with `hf auth login`."
-            )
-
-
-def given(passed_on: Sequence[str], long: str, short: str) -> bool:
-    """Is a flag among those that go to lm-eval: in full, cut short as argparse allows it, or by its letter?"""
-    names = [word.split("=")[0] for word in passed_on]
-    return any(
-        len(name) > 2 and long.startswith(name) if name.startswith("--") else name.startswith(short) for name in names
-    )
-
-
-def include_path(tasks: Sequence[str], passed_on: Sequence[str]) -> str:
-    """Where lm-eval finds tasks besides its own: it takes one folder, which is ours where a task of `tasks` is."""
-    folder = _user_folder().parse_known_args(passed_on)[0].include_path
-    files = {path.stem for path in tasks_path().rglob("*.yaml")}
-    return (
-        str(tasks_path())
-        if folder is None or files & {name for task in tasks for name in (task, f"_{task}")}
-        else folder
-    )
-
-
-def _user_folder() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--include_path")
-    return parser
-
-
-def _register_quantized(quantization: Mapping[str, Any]) -> None:
-    """lm-eval 0.4.13 hands `load_in_4bit` to from_pretrained, which transformers 5 refuses: it wants a config."""
-    _quantized_class().quantization = dict(quantization)
-
-
-@functools.cache  # a name can be registered once in a process
-def _quantized_class() -> Any:
-    from lm_eval.api.registry import register_model
+def _simple_evaluate(run: Run, *, seed: int | None, batch_size: int | str, device: str | None, **options: Any) -> Any:
+    from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
-    from transformers.quantizers import AutoQuantizationConfig
+    from lm_eval.utils import hash_string
 
-    @register_model(QUANTIZED)
-    class QuantizedHFLM(HFLM):
-        quantization: Mapping[str, Any]
+    model = HFLM(pretrained=load_run(run, device=device), tokenizer=load_tokenizer(run), batch_size=batch_size)
+    seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+    results = simple_evaluate(
+        model=model,
+        model_args={"pretrained": run.base, "peft": run.adapter and str(run.adapter)},  # for the record
+        log_samples=True,
+        apply_chat_template=run.apply_chat_template,
+        fewshot_as_multiturn=run.apply_chat_template,
+        **({} if seed is None else dict.fromkeys(seeds, seed)),
+        **options,
+    )
+    # As in the files that lm-eval's command writes.
+    template = model.chat_template(True) if run.apply_chat_template else None
+    instruction = options.get("system_instruction")
+    results["chat_template_sha"] = template and hash_string(template)
+    results["system_instruction_sha"] = instruction and hash_string(instruction)
+    return results
 
-        def _create_model(self, *args: Any, **kwargs: Any) -> None:
-            kwargs["quantization_config"] = AutoQuantizationConfig.from_dict(dict(self.quantization))
-            super()._create_model(*args, **kwargs)
 
-    return QuantizedHFLM
+def _write(output_dir: Path, results: dict[str, Any], scorers: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    from lm_eval.utils import handle_non_serializable
+
+    def dump(value: Any, indent: int | None = None) -> str:
+        return json.dumps(value, indent=indent, default=handle_non_serializable, ensure_ascii=False)
+
+    samples = results.pop("samples")
+    model, seed = record["request"]["model"], record["request"]["seed"] or 0
+    name = model["adapter"] or model["model"]
+    scores, settings = scores_of_samples(results, samples, model=name, scorers=scorers, seed=seed)
+    settings["models"][name] = model
+    lines = [dump({"task": task, **sample}) for task, logged in samples.items() for sample in logged]
+    more = {"results.json": dump(results, indent=2).encode(), "samples.jsonl": "\n".join([*lines, ""]).encode()}
+    write_scores(output_dir, scores, {**settings, **record}, more)
+    for file in output_dir.glob(".answers-*"):
+        file.unlink()

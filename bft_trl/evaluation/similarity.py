@@ -1,14 +1,14 @@
-"""Semantic similarity of names, and its rank among background names."""
+"""Semantic similarity of names, and the rank of the true name among background names."""
 
 import numpy as np
 
-# Vectors of one name, computed in batches of different shapes, differ in the last bits: that is no difference.
+# Vectors of one name from batches of different shapes differ in the last bits.
 TOLERANCE = 1e-6
 CHUNK = 128
 
 
 def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of the angle between each row of `a` and the same row of `b`, shape (N,), in [-1, 1].
+    """Returns the cosine between each row of `a` and the same row of `b`, shape (N,), in [-1, 1].
 
     Args:
         a, b: unit vectors of shape (N, D).
@@ -17,10 +17,9 @@ def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def background_percentile(answers: np.ndarray, references: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """100 x (1 - share of background names more similar to the answer than the true name is), shape (N,), in [0, 100].
+    """Returns 100 x (1 - fraction of background names that are more similar to the answer than the true name), (N,).
 
-    100 says that no background name is closer to the answer than the true one. Memory is that of 128 rows of
-    similarities, whatever the number of answers.
+    100: no background name is more similar to the answer. Memory does not grow with the number of answers.
 
     Args:
         answers, references: unit vectors of the answers and of their true names, shape (N, D).

@@ -1,4 +1,4 @@
-"""What the YAML files of gene-set naming refer to: the data, the prompt, and a task that scores all answers."""
+"""Functions of the gene-set tasks: the data, the prompt, and a task that scores all answers together."""
 
 import logging
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 
-from bft_trl.data.evaluation_sets import load_background, load_evaluation_sets
-from bft_trl.encoders import MEDCPT, cached_vectors, load_encoder
-from bft_trl.evaluation.names import SCORER_VERSION, Background, score_names
+from bft_trl.data.evaluation_sets import load_evaluation_sets
+from bft_trl.evaluation.names import load_scorer, score_names
+from bft_trl.models import MEDCPT
 from bft_trl.prompts import gene_set_prompt, parse_process
 
 logger = logging.getLogger(__name__)
@@ -36,41 +36,32 @@ def prompt(doc: dict[str, Any]) -> str:
 
 
 class GeneSetTask(ConfigurableTask):
-    """A task of lm-eval whose answers are scored together, because an encoder works in batches.
+    """An lm-eval task whose answers are scored together, because an encoder works in batches.
 
-    Reads from `--metadata`: data_dir, encoder (default MedCPT; "none" leaves similarity and percentile out) and
-    background (a file; "none" leaves percentile out).
+    Reads from the metadata: data_dir, encoder (default MedCPT; "none" leaves similarity and percentile out) and
+    background (a file; "none" leaves the percentile out).
     """
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         super().__init__(config={key: value for key, value in (config or {}).items() if key != "class"})
         settings = self.config.metadata
-        encoder = settings.setdefault("encoder", MEDCPT)
-        settings |= {"scorer_version": SCORER_VERSION, "encoder_fingerprint": None, "background_fingerprint": None}
-        self._encoder = self._background = None
+        encoder, background = settings.setdefault("encoder", MEDCPT), settings.get("background")
+        self.scorer = load_scorer(encoder, background, data_dir=settings.get("data_dir"))
+        if self.scorer.background is None:
+            without = "similarity and percentile are" if self.scorer.encoder is None else "percentile is"
+            logger.warning("%s: %s left out.", self.config.task, without)
+        settings |= self.scorer.settings
         self._scores: dict[tuple[str, str | None], dict[str, float]] = {}
-        if encoder == "none":
-            logger.warning("%s: encoder is none; similarity and percentile are left out.", self.config.task)
-            return
-        background = settings.get("background")
-        if background == "none":
-            logger.warning("%s: background is none; percentile is left out.", self.config.task)
-            self._encoder = load_encoder(encoder)
-        else:
-            names = load_background(background, data_dir=settings.get("data_dir"))
-            self._encoder = load_encoder(encoder)
-            self._background = Background(*cached_vectors(self._encoder, names))
-            settings["background_fingerprint"] = self._background.fingerprint
-        settings["encoder_fingerprint"] = self._encoder.fingerprint
 
     def apply_filters(self) -> Any:
         filtered = super().apply_filters()
-        answers = [
-            (instance.doc["name"], parse_process(response))
-            for instance in self.instances
-            for response in instance.filtered_resps.values()
-        ]
-        self._score(answers)
+        self._score(
+            [
+                (instance.doc["name"], parse_process(response))
+                for instance in self.instances
+                for response in instance.filtered_resps.values()
+            ]
+        )
         return filtered
 
     def process_results(self, doc: dict[str, Any], results: list[str]) -> dict[str, float]:
@@ -81,5 +72,4 @@ class GeneSetTask(ConfigurableTask):
 
     def _score(self, answers: list[tuple[str, str | None]]) -> None:
         names, given = zip(*answers, strict=True)
-        table = score_names(names, given, encoder=self._encoder, background=self._background)
-        self._scores |= dict(zip(answers, table.to_dict("records"), strict=True))
+        self._scores |= dict(zip(answers, score_names(names, given, self.scorer).to_dict("records"), strict=True))

@@ -1,4 +1,4 @@
-"""What the YAML files of medical question answering refer to: the data, and the prompts of bft_trl.prompts."""
+"""Functions of the medical tasks: the data, the prompts and the scores of written answers."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from bft_trl.prompts import choice_prompt
 
 
 def _load(source: str, data_dir: str | None, *, shuffle: bool = False) -> DatasetDict:
-    questions = load_questions(source, data_dir=data_dir).drop(columns="explanation")  # no part of what is asked
-    if shuffle:  # --limit takes the first documents: in a seeded order they are a sample
+    questions = load_questions(source, data_dir=data_dir).drop(columns="explanation")
+    if shuffle:  # --limit takes the first documents
         questions = questions.iloc[np.random.default_rng(0).permutation(len(questions))]
     return DatasetDict(test=Dataset.from_pandas(questions, preserve_index=False))
 

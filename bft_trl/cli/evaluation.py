@@ -1,0 +1,172 @@
+"""`bft-trl eval`, `score` and `compare`."""
+
+import argparse
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def add_evaluation_commands(commands: Any) -> None:
+    """Adds `eval`, `score` and `compare` to the subcommands of a parser."""
+    _add_eval(commands)
+    _add_score(commands)
+    _add_compare(commands)
+
+
+def _add_eval(commands: Any) -> None:
+    parser = commands.add_parser("eval", help="evaluate a model or a trained run with lm-eval", allow_abbrev=False)
+    model = parser.add_argument_group("model")
+    model.add_argument("--model_name_or_path", help="base model: Hub id or folder (default: the adapter's)")
+    model.add_argument("--adapter", type=Path, metavar="DIR", help="output folder or checkpoint of a training run")
+    model.add_argument("--base_only", action="store_true", help="evaluate the adapter's base model, loaded alike")
+    yes_or_no = argparse.BooleanOptionalAction
+    model.add_argument("--load_in_4bit", action=yes_or_no, help="base weights in NF4 (default: as in training)")
+    model.add_argument("--apply_chat_template", action=yes_or_no, help="(default: if the tokenizer has one)")
+    model.add_argument("--device", help='such as "cpu" (default: a GPU if there is one)')
+    model.add_argument("--trust_remote_code", action="store_true", help="allow Python files of the model to run")
+    tasks = parser.add_argument_group("tasks, ours and lm-eval's")
+    tasks.add_argument("--tasks", required=True, help="tasks and groups, separated by commas")
+    tasks.add_argument("--include_path", metavar="DIR", help="folder with tasks of your own")
+    tasks.add_argument("--data_dir", type=Path, help="folder with the data of our tasks (default: Hub or publisher)")
+    tasks.add_argument("--encoder", help='sentence encoder, or "none" (default: ncbi/MedCPT-Query-Encoder)')
+    tasks.add_argument("--background", help='background names, or "none" (default: those of the data)')
+    tasks.add_argument("--forgetting_tasks", metavar="TASKS", help="general tasks, for the adapter and for its base")
+    tasks.add_argument("--forgetting_limit", type=float, metavar="N", help="documents of each (default: --limit)")
+    options = parser.add_argument_group("options of lm-eval")
+    options.add_argument("--batch_size", default="1", help='number, or "auto" (default: 1)')
+    options.add_argument("--limit", type=float, metavar="N", help="documents per task, or a fraction under 1")
+    options.add_argument("--num_fewshot", type=int, metavar="N", help="examples in the prompt")
+    options.add_argument("--gen_kwargs", nargs="+", metavar="KEY=VALUE", help="such as max_gen_toks=64")
+    options.add_argument("--system_instruction", metavar="TEXT", help="system message")
+    options.add_argument("--seed", type=int, help="of Python, NumPy, torch and few-shot examples (default: lm-eval's)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for scores.parquet, settings.json, ...")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="replace another evaluation in output_dir")
+    parser.set_defaults(run=_eval)
+
+
+def _add_score(commands: Any) -> None:
+    parser = commands.add_parser("score", help="score process names that others proposed", allow_abbrev=False)
+    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="id, predicted_name[, model]")
+    parser.add_argument("--references", type=Path, required=True, metavar="FILE", help="id, name[, genes]")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for scores.parquet, summary.csv, ...")
+    parser.add_argument("--encoder", metavar="ID", help="sentence encoder (Hub id or folder): adds similarity")
+    parser.add_argument("--background", type=Path, metavar="FILE", help="background names: adds percentile")
+    parser.add_argument(
+        "--missing",
+        default="error",
+        choices=["error", "empty", "skip"],
+        help="if a model has no row for an id: stop, score an empty answer, or score the others alone",
+    )
+    parser.add_argument("--baselines", action="store_true", help="add answers that ignore the genes")
+    parser.add_argument("--gmt", type=Path, metavar="FILE", help="add the top term of an over-representation test")
+    parser.add_argument("--seed", type=int, default=0, help="of the baselines (default: 0)")
+    parser.set_defaults(run=_score)
+
+
+def _add_compare(commands: Any) -> None:
+    parser = commands.add_parser("compare", help="compare runs with a baseline run, paired", allow_abbrev=False)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="results folder (of eval, score or lm-eval with logged samples), NAME=FOLDER, or NAME=FOLDER,FOLDER,... "
+        "for seeds of one method",
+    )
+    parser.add_argument("--baseline", required=True, metavar="RUN", help="name or folder of the baseline run")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for index.html, comparison.json, ...")
+    parser.add_argument("--seed", type=int, default=0, help="of bootstrap and permutations (default: 0)")
+    parser.add_argument("--resamples", type=int, default=9999, help="bootstrap and permutations (default: 9999)")
+    parser.set_defaults(run=_compare)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from bft_trl.evaluation.runner import evaluate
+    from bft_trl.models import read_run
+
+    loading = ("base_only", "load_in_4bit", "apply_chat_template", "trust_remote_code")
+    run = read_run(args.model_name_or_path, args.adapter, **{name: getattr(args, name) for name in loading})
+    if run.trust_remote_code:
+        logger.warning("--trust_remote_code: runs the Python files of %s, with all your rights", run.base)
+    data = {name: getattr(args, name) for name in ("data_dir", "encoder", "background")}
+    names = ("include_path", "limit", "num_fewshot", "system_instruction", "seed", "batch_size", "device")
+    options = {name: getattr(args, name) for name in names}
+    options["metadata"] = {name: str(value) for name, value in data.items() if value is not None}
+    options |= {"gen_kwargs": args.gen_kwargs and ",".join(args.gen_kwargs), "overwrite": args.overwrite_output_dir}
+    general = _forgetting_tasks(args, run, options)
+    left_out = evaluate(run, _names(args.tasks), args.output_dir, **options)
+    if general:
+        options["limit"] = args.limit if args.forgetting_limit is None else args.forgetting_limit
+        for name, model in (("base", replace(run, adapter=None)), ("tuned", run)):
+            evaluate(model, general, args.output_dir / "forgetting" / name, **options)
+        _log_forgetting(args.output_dir / "forgetting")
+    for task, reason in left_out.items():
+        logger.warning("Left out %s: %s", task, reason)
+    logger.info("Wrote scores.parquet, settings.json, results.json and samples.jsonl to %s", args.output_dir)
+    return int(bool(left_out))
+
+
+def _forgetting_tasks(args: argparse.Namespace, run: Any, options: dict[str, Any]) -> list[str]:
+    """The general tasks. Raises ValueError before anything is evaluated."""
+    from bft_trl.evaluation.runner import load_tasks
+
+    if args.forgetting_tasks is None:
+        if args.forgetting_limit is not None:
+            raise ValueError("`forgetting_limit` needs `forgetting_tasks`.")
+        return []
+    if run.adapter is None:
+        raise ValueError("`forgetting_tasks` compares an adapter with its base: it needs `adapter`, not `base_only`.")
+    tasks = _names(args.forgetting_tasks)
+    _, _, left_out = load_tasks(tasks, metadata=options["metadata"], include_path=args.include_path)
+    if left_out:
+        raise ValueError("`forgetting_tasks`: " + "; ".join(f"{task}: {reason}" for task, reason in left_out.items()))
+    return tasks
+
+
+def _log_forgetting(folder: Path) -> None:
+    """Compares the adapter with its base."""
+    from bft_trl.comparison.compare import compare
+
+    for row in compare([str(folder / "base"), str(folder / "tuned")], "base", folder)["rows"]:
+        logger.info(
+            "%s, %s: base %.3f, tuned %.3f, change %+.3f (%+.3f to %+.3f)",
+            *(row[key] for key in ("task", "metric", "baseline_score", "score", "difference", "low", "high")),
+        )
+    logger.info("Open %s", folder / "index.html")
+
+
+def _score(args: argparse.Namespace) -> int:
+    from bft_trl.evaluation.recorded import score_recorded
+
+    names = ("background", "encoder", "missing", "baselines", "gmt", "seed")
+    summary = score_recorded(
+        args.predictions, args.references, args.output_dir, **{name: getattr(args, name) for name in names}
+    )
+    for model, rows in summary.groupby("model", sort=False):
+        means = ", ".join(f"{metric} {mean:.3f}" for metric, mean in zip(rows["metric"], rows["mean"], strict=True))
+        logger.info("%s: n %d, %s", model, rows["n"].iloc[0], means)
+    logger.info("Wrote scores.parquet, settings.json, summary.csv and answers.parquet to %s", args.output_dir)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from bft_trl.comparison.compare import compare
+
+    result = compare(args.runs, args.baseline, args.output_dir, seed=args.seed, n_resamples=args.resamples)
+    for row in result["rows"]:
+        logger.info(
+            "%s, %s, %s: %.3f, baseline %.3f, difference %+.3f (%+.3f to %+.3f), p %.2g, Holm %.2g",
+            *(row[key] for key in ("task", "metric", "run", "score", "baseline_score")),
+            *(row[key] for key in ("difference", "low", "high", "p", "p_holm")),
+        )
+    logger.info("Open %s", args.output_dir / "index.html")
+    return 0
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ValueError("`tasks` is empty: name tasks, separated by commas.")
+    return names

@@ -1,0 +1,125 @@
+"""What lm-eval returns, or writes with --log_samples, in the results format."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bft_trl.evaluation.baselines import baseline_scores
+from bft_trl.evaluation.names import Scorer
+
+# The task of recorded answers. Which of our tasks the gene sets belong to is found by their ids.
+RECORDED = "gene_sets"
+
+Samples = Sequence[Mapping[str, Any]]
+
+
+def scores_of_samples(
+    results: Mapping[str, Any],
+    samples: Mapping[str, Samples],
+    *,
+    model: str,
+    scorers: Mapping[str, Scorer] | None = None,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Returns scores and settings in the results format, with rows for the baselines of each task.
+
+    Args:
+        results: what `simple_evaluate` returns, with lm-eval's hashes of chat template and system instruction.
+        samples: task to its logged samples, one for each document and filter.
+        model: name of the model.
+        scorers: task to its scorer of names; None scores the baselines of names by ROUGE only.
+        seed: of the evaluation and of the baselines.
+    """
+    parts: list[pd.DataFrame] = []
+    tasks: dict[str, Any] = {}
+    models: dict[str, Any] = {model: {}}
+    for task in results["configs"]:
+        filters = list(dict.fromkeys(sample["filter"] for sample in samples[task]))
+        for name in filters:
+            logged = [sample for sample in samples[task] if sample["filter"] == name]
+            units = pd.Index(_units(logged), name="unit")
+            frame = pd.DataFrame([{metric: s[metric] for metric in s["metrics"]} for s in logged], index=units)
+            # Some of lm-eval's metrics are aggregated from tuples: there is no score per document.
+            frame = frame.infer_objects().select_dtypes(["number", "bool"]).astype(float)
+            parts.append(_long(task, frame.add_suffix(f"[{name}]" if len(filters) > 1 else ""), model))
+        tasks[task] = _settings(task, results, logged, units) | {"filters": filters}
+        named = "scorer_version" in tasks[task]
+        scorer = (scorers or {}).get(task, Scorer() if named else None)
+        documents = [sample["doc"] for sample in logged]
+        found = baseline_scores(documents, list(frame), scorer=scorer, rng=np.random.default_rng(seed))
+        for name, table in found.items():
+            models[f"baseline: {name}"] = {"kind": "baseline"}
+            parts.append(_long(task, table.set_axis(units), f"baseline: {name}"))
+    return pd.concat(parts, ignore_index=True).assign(seed=seed), {"tasks": tasks, "models": models}
+
+
+def read_lm_eval(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Returns scores and settings of a folder that `lm_eval run --log_samples` wrote.
+
+    Of several results of one model the latest one of each task counts. Raises FileNotFoundError or ValueError that
+    names the file.
+    """
+    merged: dict[str, Any] = {}
+    samples: dict[str, Samples] = {}
+    models = set()
+    for file in sorted(folder.rglob("results_*.json"), key=lambda file: file.name):
+        try:
+            results = json.loads(file.read_text(encoding="utf-8"))
+            models.add((file.parent.name, str(results.get("config", {}).get("model_args"))))
+            for task in results["configs"]:
+                logged = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
+                # Not splitlines: texts may contain other line ends.
+                samples[task] = [json.loads(line) for line in logged.read_bytes().split(b"\n") if line]
+                if len({sample["doc_id"] for sample in samples[task]}) != results["n-samples"][task]["effective"]:
+                    raise ValueError(f"{logged.name} has not all documents")
+            merged = {key: merged.get(key, {}) | new if isinstance(new, dict) else new for key, new in results.items()}
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error.filename}: no such file. Run lm-eval with --log_samples.") from error
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"{file}: not a complete result of lm-eval 0.4.13 or a near version ({error!r})."
+            ) from error
+    if len(models) > 1:
+        raise ValueError(f"{folder} has results of several models: {sorted(models)}. Name the folder of one model.")
+    return scores_of_samples(merged, samples, model=folder.resolve().name)
+
+
+def documents_hash(units: Iterable[str], contents: Iterable[str]) -> str:
+    """Returns a hash of documents that does not depend on their order."""
+    pairs = sorted(zip(map(str, units), map(str, contents), strict=True))
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+
+
+def _long(task: str, frame: pd.DataFrame, model: str) -> pd.DataFrame:
+    rows = frame.reset_index().melt("unit", var_name="metric", value_name="score")
+    return rows.assign(task=task, model=model)
+
+
+def _units(samples: Samples) -> list[str]:
+    """The documents' ids if each has one of its own, else their indices."""
+    ids = [str(sample["doc"]["id"]) for sample in samples if sample["doc"].get("id") is not None]
+    return ids if len(set(ids)) == len(samples) else [str(sample["doc_id"]) for sample in samples]
+
+
+def _settings(task: str, results: Mapping[str, Any], logged: Samples, units: pd.Index) -> dict[str, Any]:
+    """What must agree between runs that are compared."""
+    config = results["configs"][task]
+    metadata = config.get("metadata") or {}
+    named = {key: metadata.get(key) for key in Scorer().settings} if "scorer_version" in metadata else {}
+    return {
+        "lm_eval_version": results["lm_eval_version"],
+        "version": results["versions"].get(task),
+        "num_fewshot": results["n-shot"].get(task),
+        "chat_template": results.get("chat_template_sha"),
+        "system_instruction": results.get("system_instruction_sha"),
+        "generation_kwargs": config.get("generation_kwargs") if config["output_type"] == "generate_until" else None,
+        "documents": documents_hash(units, (s["doc"]["name"] if named else s["doc_hash"] for s in logged)),
+        "prompts": documents_hash(units, (sample["prompt_hash"] for sample in logged)),
+        **named,
+        "higher_is_better": results.get("higher_is_better", {}).get(task, {}),
+    }
