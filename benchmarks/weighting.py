@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,8 +23,8 @@ from transformers import BitsAndBytesConfig
 
 from bft_trl import BFTConfig, BFTTrainer
 from bft_trl.models import demo_model
-from bft_trl.training.batches import Targets
-from bft_trl.training.metrics import no_samples
+from bft_trl.training.metrics import zero_sums
+from bft_trl.weighting import supervised_tokens, token_and_sample_weights
 
 SHAPES = ((4, 256), (1, 1024))  # batch x tokens, a quarter of them supervised
 REPEATS = 3
@@ -84,16 +83,18 @@ def measure(folder: str, version: str, batch: int, length: int) -> dict[str, Any
     )
     trainer.train()  # prepares model and optimizer, and leaves a step's sums open for the figures
     trainer.model.train()
-    trainer._step_sums.append(no_samples(1, 1))
+    trainer._step_sums.append(zero_sums(1, 1))
     inputs = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
     step = seconds(lambda: trainer.training_step(trainer.model_wrapped, dict(inputs), batch), REPEATS)
 
     mask = (labels[:, 1:] != -100).to(trainer.args.device)
     log_probs = (-3 * torch.rand(batch, length - 1, generator=rng)).to(mask.device).requires_grad_()
-    fused = SimpleNamespace(log_probs=log_probs, label_mask=mask)
 
     def ours() -> None:
-        trainer._reduce(fused, Targets(ids.to(mask.device), None, None), torch.zeros(()), batch).backward()
+        tokens = supervised_tokens(log_probs, mask)
+        weights = token_and_sample_weights(tokens.log_probs, tokens.lengths, **trainer.args.objective())
+        trainer._record(tokens, weights, {}, batch)
+        trainer._reduce(tokens, weights, batch).backward()
 
     added = seconds(ours, 50)
     with LargestTensor() as largest:

@@ -27,7 +27,7 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     """Writes several files. All are complete before the first one replaces an older file, in the given order."""
     with ExitStack() as stack:
         # The stack closes the files in reverse order.
-        for path, content in reversed(files.items()):
+        for path, content in reversed([*files.items()]):
             stack.enter_context(atomic_file(path)).write_bytes(content)
 
 

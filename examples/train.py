@@ -39,8 +39,8 @@ from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_qu
 
 from bft_trl import BFTConfig, BFTTrainer, load_gene_sets, markdown
 from bft_trl.data.loading import as_conversations, load_split, load_splits
-from bft_trl.models import INSTALL, demo_model
 from bft_trl.io import write_text
+from bft_trl.models import INSTALL, demo_model
 from bft_trl.prompts import parse_process
 from bft_trl.training.checkpoints import check_checkpoint, last_complete_checkpoint
 from bft_trl.training.curves import history_table, plot_history

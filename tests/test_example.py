@@ -15,8 +15,8 @@ import torch
 from conftest import build_model, build_tokenizer, sample_rows
 
 from bft_trl import load_gene_sets
-from bft_trl.models import HUB_ID, INSTALL, demo_model, wheel_file
 from bft_trl.io import record_checksums
+from bft_trl.models import HUB_ID, INSTALL, demo_model, wheel_file
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train.py"
 CONFIGS = sorted((SCRIPT.parent / "configs").glob("*.yaml"))

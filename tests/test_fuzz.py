@@ -102,6 +102,14 @@ def damage(content: bytes, rng: random.Random) -> bytes:
     return content[:first] + (b"\0" if kind == "nul" else rng.choice(VALUES)) + content[last:]
 
 
+def error_of(read, path: Path) -> Exception | None:
+    try:
+        read(path)
+    except (ValueError, OSError) as error:
+        return error
+    return None
+
+
 @pytest.mark.parametrize("count", [30, pytest.param(3000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", READERS)
 def test_damaged_files_are_read_or_named(name, count, tmp_path):
@@ -111,7 +119,5 @@ def test_damaged_files_are_read_or_named(name, count, tmp_path):
     read(path)
     for seed in range(count):
         path.write_bytes(damage(content, random.Random(seed)))
-        try:
-            read(path)
-        except (ValueError, OSError) as error:
-            assert file in str(error), f"seed {seed}: {error!r}"
+        error = error_of(read, path)
+        assert error is None or file in str(error), f"seed {seed}: {error!r}"

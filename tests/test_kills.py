@@ -19,11 +19,11 @@ from bft_trl.cli.main import main
 # One command of each kind that writes; training is in test_checkpoints.py. {world} is the folder of inputs.
 COMMANDS = {
     "data": "data medical --sources medmcqa --data_dir {world}/data --eval_rows 8 --output_dir {out}",
-    "inspect": "inspect --model_name_or_path {world}/base --dataset_name {world}/rows.csv --num_samples 4 --device cpu "
-    "--output_dir {out}",
+    "inspect": "inspect --model_name_or_path {world}/base --dataset_name {world}/rows.csv --num_samples 4 "
+    "--device cpu --output_dir {out}",
     "compare": "compare {world}/plain {world}/tuned --baseline plain --resamples 99 --output_dir {out}",
-    "profiles": "profiles --genes {world}/genes.txt --model_name_or_path {world}/base --batch_size 2 --max_new_tokens 4 "
-    "--device cpu --output_dir {out}/profiles.parquet",
+    "profiles": "profiles --genes {world}/genes.txt --model_name_or_path {world}/base --batch_size 2 "
+    "--max_new_tokens 4 --device cpu --output_path {out}/profiles.parquet",
 }
 
 

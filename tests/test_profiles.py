@@ -17,8 +17,7 @@ from bft_trl.biology.genes import read_genes, warn_of_outdated
 from bft_trl.biology.profiles import read_profiles, write_profiles
 from bft_trl.biology.vectors import embed_by_model, embed_profiles, read_vectors, write_cell_vectors
 from bft_trl.cli.main import main
-from bft_trl.models import Encoder
-from bft_trl.models import load_tokenizer, read_run
+from bft_trl.models import Encoder, load_tokenizer, read_run
 from bft_trl.prompts import gene_profile_prompt
 
 GENES = sorted(["TP53", "BRCA1", "MAPK1", "C9orf72", "A", "HLA-DRB1", "MYC"])

@@ -58,7 +58,7 @@ def write_profiles(
     settings = fingerprint(run) | {
         "source": "model",
         "quantization": run.quantization and dict(run.quantization),
-        "chat_template": run.chat_template,
+        "chat_template": run.apply_chat_template,
         "prompt": gene_profile_prompt("<gene>"),
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
@@ -171,7 +171,7 @@ def _generated(
     if changed:
         raise ValueError(f"{parts} was begun with other settings ({changed}). Choose another name, or remove it.")
     tokenizer = load_tokenizer(run)
-    prompts = {gene: _prompt(gene, tokenizer, chat_template=run.chat_template) for gene in genes}
+    prompts = {gene: _prompt(gene, tokenizer, chat_template=run.apply_chat_template) for gene in genes}
     lengths = dict(zip(prompts, map(len, tokenizer(list(prompts.values()))["input_ids"]), strict=True))
     # Batches are fixed by the genes alone, and of similar length.
     ordered = sorted(genes, key=lambda gene: (lengths[gene], gene))

@@ -1,6 +1,5 @@
 """Output of both tasks: the scores table with its settings, metrics, tests, plots, and the comparison page."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from bft_trl.comparison.page import html_page
 from bft_trl.comparison.statistics import ALPHA, holm
 from bft_trl.data.gene_sets import shipped_sets
 from bft_trl.data.tables import parquet_bytes, read_gene_sets, read_json_object
-from bft_trl.io import check_folder, write_files
+from bft_trl.io import check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -115,16 +114,6 @@ def write_results(results: TaskResults, output_dir: Path, *, baseline: str) -> p
     settings = {"tasks": {results.task: {**results.settings, "higher_is_better": lower}}, "models": models}
     write_scores(output_dir, results.scores.assign(task=results.task), settings, more)
     return metrics
-
-
-def write_scores(
-    output_dir: Path, scores: pd.DataFrame, settings: Mapping[str, Any], more: Mapping[str, bytes]
-) -> None:
-    """Writes scores.parquet, settings.json and `more`: the results format that the evaluation writes as well."""
-    columns = {"task": str, "metric": str, "unit": str, "model": str, "seed": "int32", "score": "float64"}
-    files = dict(more) | {"scores.parquet": parquet_bytes(scores[list(columns)].astype(columns))}
-    files["settings.json"] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
-    write_files({output_dir / name: content for name, content in files.items()})
 
 
 def _tests(results: TaskResults) -> pd.DataFrame:

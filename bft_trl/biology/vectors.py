@@ -19,8 +19,7 @@ from bft_trl.biology.profiles import (
     write_with_manifest,
 )
 from bft_trl.data.tables import ids_as_text, read_table
-from bft_trl.models import Encoder
-from bft_trl.models import Run, fingerprint, load_run, load_tokenizer
+from bft_trl.models import Encoder, Run, fingerprint, load_run, load_tokenizer
 
 logger = logging.getLogger(__name__)
 

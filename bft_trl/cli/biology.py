@@ -132,7 +132,7 @@ def _profiles(args: argparse.Namespace) -> int:
     else:
         from bft_trl.models import read_run
 
-        loading = {"load_in_4bit": args.load_in_4bit, "chat_template": args.apply_chat_template}
+        loading = {"load_in_4bit": args.load_in_4bit, "apply_chat_template": args.apply_chat_template}
         run = read_run(args.model_name_or_path, args.adapter, **loading)
         made = profiles.write_profiles(genes or [], run, args.output_path, **options)
     logger.info(

@@ -98,10 +98,9 @@ def _inspect(args: argparse.Namespace) -> int:
     from bft_trl.config import OBJECTIVE_FIELDS
     from bft_trl.data.gene_sets import load_gene_sets
     from bft_trl.data.loading import as_conversations, load_split, load_splits
-    from bft_trl.models import demo_model
     from bft_trl.inspection.inspection import inspect_samples
     from bft_trl.inspection.summary import summary_rows
-    from bft_trl.models import read_run
+    from bft_trl.models import demo_model, read_run
 
     if args.dataset_name is None:
         name, rows = "the gene sets of the package", load_gene_sets("train")

@@ -22,8 +22,8 @@ from bft_trl.inspection.token_scores import sample_scores, token_scores
 from bft_trl.io import check_folder, write_files
 from bft_trl.models import Run, fingerprint, load_run, load_tokenizer
 from bft_trl.training.tokenization import tokenize_dataset
-from bft_trl.training.validation import find_missing_text as missing_text
 from bft_trl.training.validation import check_dataset, has_target, keep_gradients
+from bft_trl.training.validation import find_missing_text as missing_text
 
 _TEXT_COLUMNS = ("prompt", "completion", "messages", "conversations", "text")
 

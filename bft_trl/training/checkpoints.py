@@ -27,8 +27,8 @@ def resolve_checkpoint(resume: str | bool | None, output_dir: Path, objective: M
         return None
     if resume is True:
         folder, skipped = last_complete_checkpoint(output_dir)
-        for path, reason in skipped.items():
-            logger.warning("Skipped the incomplete checkpoint %s: %s.", path, reason)
+        for path, missing in skipped.items():
+            logger.warning("Skipped the incomplete checkpoint %s: %s.", path, missing)
         logger.warning("Resuming from %s.", folder)
     else:
         folder = Path(resume)
