@@ -19,6 +19,7 @@ from bft_trl.comparison.page import html_page
 from bft_trl.comparison.statistics import ALPHA, holm
 from bft_trl.data.gene_sets import shipped_sets
 from bft_trl.data.tables import parquet_bytes, read_gene_sets, read_json_object
+from bft_trl.evaluation.scores import write_scores
 from bft_trl.io import check_folder
 
 logger = logging.getLogger(__name__)
