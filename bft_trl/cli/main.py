@@ -11,6 +11,7 @@ from typing import Any
 from bft_trl.cli.biology import add_embedding_commands
 from bft_trl.cli.data import add_data_commands
 from bft_trl.cli.inspection import add_sample_commands
+from bft_trl.cli.train import add_train_command
 from bft_trl.io import lock
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bft-trl", description="Balanced Fine-Tuning for TRL")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_train_command(commands)
     add_data_commands(commands)
     add_sample_commands(commands)
     _add_score(commands)

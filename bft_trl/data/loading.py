@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from bft_trl.data.gene_sets import load_gene_sets
 from bft_trl.prompts import conversation
 
 _KINDS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -73,3 +74,49 @@ def as_conversations(rows: Any, *, prompt_column: str | None, completion_columns
     # Other columns stay (id, source, weight, ...), but for those that TRL would take for a format of their own.
     dropped = [name for name in rows.column_names or [] if name in {*columns, "messages", "text"}]
     return rows.map(convert, with_indices=True, remove_columns=dropped)
+
+
+def load_train_and_eval(
+    name: str | None,
+    *,
+    config: str | None = None,
+    train_split: str = "train",
+    test_split: str = "test",
+    eval_samples: int = 48,
+    seed: int = 42,
+    streaming: bool = False,
+    prompt_column: str | None = None,
+    completion_columns: Sequence[str] | None = None,
+) -> tuple[Any, Any]:
+    """Returns the rows to train on and up to `eval_samples` rows to evaluate on (None if there are none).
+
+    Args:
+        name: as in [`load_splits`]; None takes the gene sets of the package.
+        config: configuration on the Hub.
+        train_split, test_split: names of the splits. Without a test split the evaluation rows are drawn from the
+            training rows by `seed`, and left out there.
+        eval_samples: number of rows to evaluate on.
+        seed: of the draw.
+        streaming: read while training.
+        prompt_column, completion_columns: as in [`as_conversations`], for data in no format of TRL.
+
+    Raises ValueError or FileNotFoundError that names the argument.
+    """
+    if eval_samples < 1:
+        raise ValueError(f"`eval_samples={eval_samples}` must be 1 or more. Set `eval_strategy='no'` for none.")
+    if name is None:
+        train, test = load_gene_sets("train"), load_gene_sets("eval")
+    else:
+        splits = load_splits(name, config=config, streaming=streaming)
+        train = load_split(splits, train_split, name, argument="dataset_train_split")
+        test = splits.get(test_split)
+        if test is None and isinstance(train, Dataset) and len(train) > eval_samples:
+            held_out = train.train_test_split(test_size=eval_samples, seed=seed)
+            train, test = held_out["train"], held_out["test"]
+    if isinstance(test, Dataset):
+        test = test.select(range(min(eval_samples, len(test))))
+    if prompt_column or completion_columns:
+        columns: dict[str, Any] = {"prompt_column": prompt_column, "completion_columns": completion_columns}
+        train = as_conversations(train, **columns)
+        test = None if test is None else as_conversations(test, **columns)
+    return train, test
