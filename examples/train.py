@@ -7,8 +7,8 @@ Plain SFT instead, and a model and dataset of the Hub (in one of TRL's formats):
     accelerate launch examples/train.py --loss_type nll
     accelerate launch examples/train.py --model_name_or_path Qwen/Qwen3-1.7B --dataset_name trl-lib/Capybara
 
-Every field of ScriptArguments, BFTConfig and ModelConfig is a flag, or a key of a YAML file (--config). `bft-trl train`
-has the same flags, reads data files and columns of other names, and writes a plot and a report.
+Every field of ScriptArguments, BFTConfig and ModelConfig is a flag, or a key of a YAML file (--config). `bft-trl
+train` has the same flags, reads data files and columns of other names, and writes a plot and a report.
 """
 
 import sys

@@ -51,7 +51,10 @@ def complete_card(output_dir: Path, model_name_or_path: str, objective: dict[str
     path = output_dir / "README.md"
     card = ModelCard.load(path)
     base, name, dataset = hub_id(model_name_or_path), output_dir.absolute().name, card.data.get("datasets")
-    replaced = {"Model Card for None": f"Model Card for {name}", 'model="None"': f"model={json.dumps(name)}"}
+    replaced = {
+        "Model Card for None": f"Model Card for {markdown.text(name)}",
+        'model="None"': f"model={json.dumps(name)}",
+    }
     replaced[_link(None)] = _link(base) if base else markdown.code(Path(model_name_or_path).name)
     if isinstance(dataset, str) and Path(dataset).exists():
         replaced[_link(dataset, "datasets/")] = markdown.code(Path(dataset).name)
