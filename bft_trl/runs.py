@@ -26,7 +26,7 @@ from bft_trl.trainer import BFTTrainer
 from bft_trl.training.checkpoints import resolve_checkpoint
 from bft_trl.training.curves import history_table, plot_history
 from bft_trl.training.model_card import CARD_NAMES, add_results
-from bft_trl.training.validation import check_arguments, check_dataset
+from bft_trl.training.validation import check_dataset
 
 logger = get_logger(__name__)
 
@@ -124,7 +124,6 @@ def train(
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError("training.png needs matplotlib: pip install matplotlib")
-    check_arguments(args, None, None, None, eval_dataset)
     check_dataset(train_dataset, args, None, "train")
     source = model_args.model_name_or_path
     if source is None:
@@ -134,8 +133,7 @@ def train(
     with lock(Path(args.output_dir)) if PartialState().is_main_process else nullcontext():
         trainer = build_trainer(args, model_args, train_dataset, eval_dataset, interrupt)
         _log_plan(args, train_dataset)
-        shown = _gene_sets(eval_dataset, show_samples)
-        prompts = [row["prompt"] for row in shown]
+        prompts, references = _gene_sets(eval_dataset, show_samples)
         before = answer_prompts(trainer, prompts)
         start = time.monotonic()
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -143,13 +141,8 @@ def train(
         trainer.save_model()
         trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=dataset_name)
         if trainer.is_world_process_zero():
-            answers = {
-                "reference": [_completion(row) for row in shown],
-                "before": before,
-                "after": answer_prompts(trainer, prompts),
-            }
-            summary = summarize(trainer, source, dataset_name, seconds, answers)
-            write_report(trainer, summary)
+            answers = {"reference": references, "before": before, "after": answer_prompts(trainer, prompts)}
+            write_report(trainer, summarize(trainer, source, dataset_name, seconds, answers))
     if interrupt.interrupted:
         logger.info("Interrupted. Resume with --resume_from_checkpoint True --output_dir %s", args.output_dir)
 
@@ -213,16 +206,14 @@ def _log_plan(args: BFTConfig, train_dataset: Any) -> None:
     logger.info("nll and eval_nll: lower is better. `loss` is weighted and cannot be compared between objectives.")
 
 
-def _gene_sets(eval_dataset: Any, count: int) -> list[dict[str, Any]]:
-    """Returns the first rows whose answer names a process."""
+def _gene_sets(eval_dataset: Any, count: int) -> tuple[list[Any], list[str]]:
+    """Returns prompts and answers of the first rows, of those whose answer names a process."""
     if not isinstance(eval_dataset, Dataset) or "completion" not in eval_dataset.column_names:
-        return []
+        return [], []
     rows = eval_dataset.select(range(min(count, len(eval_dataset))))
-    return [row for row in rows if parse_process(_completion(row))]
-
-
-def _completion(row: dict[str, Any]) -> str:
-    return row["completion"] if isinstance(row["completion"], str) else row["completion"][0]["content"]
+    texts = [text if isinstance(text, str) else text[0]["content"] for text in rows["completion"]]
+    named = [index for index, text in enumerate(texts) if parse_process(text)]
+    return [rows[index]["prompt"] for index in named], [texts[index] for index in named]
 
 
 @torch.no_grad()

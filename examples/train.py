@@ -14,6 +14,7 @@ train` has the same flags, reads data files and columns of other names, and writ
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import load_dataset
@@ -25,29 +26,26 @@ from bft_trl.runs import answer_prompts, check_run, use_cpu_well
 
 CUDA = torch.cuda.is_available()
 BF16 = CUDA and torch.cuda.is_bf16_supported(including_emulation=False)
-# QLoRA
-DEFAULTS = {"use_peft": True, "lora_target_modules": ["all-linear"], "load_in_4bit": True, "learning_rate": 2e-4}
-DEFAULTS |= {"use_cpu": not CUDA, "bf16": BF16, "dtype": "bfloat16" if BF16 else "float32"}
+DEFAULTS: dict[str, Any] = {"use_cpu": not CUDA, "bf16": BF16, "dtype": "bfloat16" if BF16 else "float32"}
 DEFAULTS |= {"dataloader_pin_memory": CUDA, "report_to": "none", "output_dir": "outputs/LOSS_TYPE[-DATASET][-MODEL]"}
+DEFAULTS |= {"use_peft": True, "lora_target_modules": ["all-linear"], "load_in_4bit": True, "learning_rate": 2e-4}
 # In addition, if neither a model nor a dataset is named
-DEMO = {"group_size": 32, "max_length": 512, "learning_rate": 1e-4, "lora_dropout": 0.0, "max_steps": 24}
+DEMO: dict[str, Any] = {"max_steps": 24, "learning_rate": 1e-4, "group_size": 32, "max_length": 512}
 DEMO |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "gradient_checkpointing": False}
 DEMO |= {"eval_strategy": "steps", "eval_steps": 8, "eval_on_start": True, "per_device_eval_batch_size": 2}
 DEMO |= {"logging_steps": 4, "save_steps": 8, "save_total_limit": 2, "load_best_model_at_end": True}
+DEMO |= {"lora_dropout": 0.0}
 
 
 @dataclass
 class ExampleArguments(ScriptArguments):
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace an adapter of another objective in `output_dir`."}
-    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an adapter of another objective."})
 
 
 def main() -> None:
+    epilog = f"If neither a model nor a dataset is named, the defaults are {DEMO}."
     parser = TrlParser(
-        (ExampleArguments, BFTConfig, ModelConfig),
-        usage="train.py [--OPTION VALUE ...]",
-        epilog=f"If neither a model nor a dataset is named, the defaults are {DEMO}.",
+        (ExampleArguments, BFTConfig, ModelConfig), usage="train.py [--OPTION VALUE ...]", epilog=epilog
     )
     parser.set_defaults_with_config(**DEFAULTS)
     script_args, training_args, model_args = parser.parse_args_and_config()
@@ -57,16 +55,14 @@ def main() -> None:
     if training_args.output_dir == DEFAULTS["output_dir"]:
         names = [training_args.loss_type, script_args.dataset_name, model_args.model_name_or_path]
         training_args.output_dir = f"outputs/{'-'.join(Path(name).name for name in names if name)}"
-    # What --resume_from_checkpoint True resumes from
+    # Raises if the output folder holds an adapter of another objective. Returns the checkpoint to resume from.
     checkpoint = check_run(training_args, model_args, overwrite_output_dir=script_args.overwrite_output_dir)
 
+    train_dataset, eval_dataset = load_gene_sets("train"), load_gene_sets("eval").select(range(48))
     if script_args.dataset_name:
         dataset = load_dataset(script_args.dataset_name, script_args.dataset_config)
-        train_dataset, eval_dataset = dataset[script_args.dataset_train_split], None
-        if training_args.eval_strategy != "no":
-            eval_dataset = dataset[script_args.dataset_test_split]
-    else:
-        train_dataset, eval_dataset = load_gene_sets("train"), load_gene_sets("eval").select(range(48))
+        train_dataset = dataset[script_args.dataset_train_split]
+        eval_dataset = dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None
     training_args.model_init_kwargs = {"dtype": model_args.dtype, "revision": model_args.model_revision}
     trainer = BFTTrainer(
         model_args.model_name_or_path or demo_model().path,
@@ -79,7 +75,7 @@ def main() -> None:
     if training_args.use_cpu:
         use_cpu_well(trainer)
 
-    prompts = [] if script_args.dataset_name else eval_dataset["prompt"][:4]
+    prompts = [] if script_args.dataset_name else load_gene_sets("eval")["prompt"][:4]
     before = answer_prompts(trainer, prompts)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -99,5 +95,5 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError, ImportError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
+        print(f"train.py: error: {str(error).partition(chr(10))[0]}", file=sys.stderr)
         sys.exit(2)
