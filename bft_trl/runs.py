@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 import signal
 import sys
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import AutoConfig, TrainerCallback
 from trl import ModelConfig, get_peft_config, get_quantization_config, maybe_apply_chat_template
@@ -28,7 +28,7 @@ from bft_trl.training.curves import history_table, plot_history
 from bft_trl.training.model_card import CARD_NAMES, add_results
 from bft_trl.training.validation import check_dataset
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class StopAtInterrupt(TrainerCallback):
@@ -111,7 +111,7 @@ def train(
     """Trains a model and writes adapter, model card, metrics.csv, training.png and summary.json to `output_dir`.
 
     Args:
-        args: training arguments.
+        args: output folder and training.
         model_args: model, quantization and LoRA; without a model that of [`demo_model`].
         train_dataset: rows in one of TRL's formats.
         eval_dataset: rows to evaluate on.
@@ -127,12 +127,15 @@ def train(
     check_dataset(train_dataset, args, None, "train")
     source = model_args.model_name_or_path
     if source is None:
-        model_args.model_name_or_path, source = demo_model()
+        with args.main_process_first():  # the first call converts the model
+            model_args.model_name_or_path, source = demo_model()
     check_model(model_args, args)
     interrupt = StopAtInterrupt()
-    with lock(Path(args.output_dir)) if PartialState().is_main_process else nullcontext():
+    main_process = PartialState().is_main_process
+    with lock(Path(args.output_dir)) if main_process else nullcontext():
         trainer = build_trainer(args, model_args, train_dataset, eval_dataset, interrupt)
-        _log_plan(args, train_dataset)
+        if main_process:
+            _log_plan(args, train_dataset)
         prompts, references = _gene_sets(eval_dataset, show_samples)
         before = answer_prompts(trainer, prompts)
         start = time.monotonic()
@@ -140,10 +143,10 @@ def train(
         seconds = time.monotonic() - start
         trainer.save_model()
         trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=dataset_name)
-        if trainer.is_world_process_zero():
+        if main_process:
             answers = {"reference": references, "before": before, "after": answer_prompts(trainer, prompts)}
             write_report(trainer, summarize(trainer, source, dataset_name, seconds, answers))
-    if interrupt.interrupted:
+    if interrupt.interrupted and main_process:
         logger.info("Interrupted. Resume with --resume_from_checkpoint True --output_dir %s", args.output_dir)
 
 

@@ -83,7 +83,7 @@ def main() -> None:
 
     if trainer.is_world_process_zero():
         for prompt, old, new in zip(prompts, before, answer_prompts(trainer, prompts), strict=False):
-            print(f"\n{prompt[-1]['content']}\n  before: {old!r}\n  after:  {new!r}")
+            print(f"\n{prompt[-1]['content'].splitlines()[-1]}\n  before: {old!r}\n  after:  {new!r}")
         nll = [log["eval_nll"] for log in trainer.state.log_history if "eval_nll" in log]
         if len(nll) > 1:
             saved = min(nll[1:]) if training_args.load_best_model_at_end else nll[-1]
