@@ -29,7 +29,7 @@ class BFTConfig(SFTConfig):
     It inherits every parameter from `trl.SFTConfig` and adds the choice of objective. With `load_best_model_at_end`
     the default metric is the unweighted `eval_nll`; compare *objectives* by task scores, since nll favors SFT by
     construction. The options from `bft_version` to `min_token_weight` act under `loss_type="bft"` only. The help text
-    of each field says what it means (`python examples/train.py --help`).
+    of each field says what it means (`bft-trl train --help`).
     """
 
     loss_type: str = field(

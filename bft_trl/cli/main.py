@@ -13,6 +13,7 @@ from bft_trl.cli.biology import add_biology_commands
 from bft_trl.cli.data import add_data_commands
 from bft_trl.cli.evaluation import add_evaluation_commands
 from bft_trl.cli.inspection import add_inspection_commands
+from bft_trl.cli.train import add_train_command
 from bft_trl.io import lock
 
 # Their warnings ask for nothing from the user: missing optional kernels, and how lm-eval is called by us.
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with lock(getattr(args, names[0]), name=names[0]) if names else nullcontext():
             return args.run(args)
-    except (ValueError, OSError, ImportError) as error:  # ImportError: an extra that is not installed
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:  # ImportError: a missing extra
         sys.stderr.write(f"bft-trl: error: {error}\n")
         return 2
     except KeyboardInterrupt:
@@ -74,6 +75,7 @@ def _set_up_logging() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bft-trl", description="Balanced Fine-Tuning for TRL", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_train_command(commands)
     add_data_commands(commands)
     add_inspection_commands(commands)
     add_evaluation_commands(commands)

@@ -1,4 +1,4 @@
-"""A run's logged figures as a table and as a plot."""
+"""The metrics of a training run as a table and as a plot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +9,9 @@ import pandas as pd
 from bft_trl.comparison.drawing import plain
 from bft_trl.io import atomic_file
 
-# Panel title, y label, logged figures with their legend.
+# Title, y label, and metrics with their legend.
 _PANELS = (
-    (
-        "Unweighted loss",
-        "nll (nats per token)",
-        {"nll": "training", "eval_nll": "held out"},
-    ),
+    ("Unweighted loss", "nll (nats per token)", {"nll": "training", "eval_nll": "held out"}),
     (
         "Mean weights and confidence",
         "mean over the logged steps",
@@ -25,24 +21,24 @@ _PANELS = (
 
 
 def history_table(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """`trainer.state.log_history` with one row per step, in order: what was logged at a step stands in one row."""
+    """Returns `trainer.state.log_history` with one row per optimizer step, in order, and one column per metric."""
     table = pd.DataFrame(list(history))
     if table.empty:
         return pd.DataFrame(columns=["step"])
     table = table.groupby("step", as_index=False).first()
     leading = ["step", *[name for _, _, names in _PANELS for name in names if name in table]]
-    # Sorted, because the history of a checkpoint is: a resumed run shows what one without a break does.
+    # Sorted as in the history of a checkpoint, so that a resumed run has the same order.
     return table[leading + sorted(name for name in table if name not in leading)]
 
 
 def history_figure(history: pd.DataFrame) -> Any:
-    """A matplotlib figure of nll and weights over steps, and of the groups' nll where there are groups."""
+    """Returns a matplotlib figure of nll and weights over steps, and of nll by column value if it was logged."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     panels = list(_PANELS)
-    groups = {name: plain(name.split("/", 1)[1]) for name in history if name.startswith("nll/")}
-    if groups:
-        panels.append(("Unweighted loss by group", "nll (nats per token)", groups))
+    values = {name: plain(name.split("/", 1)[1]) for name in history if name.startswith("nll/")}
+    if values:
+        panels.append(("Unweighted loss by column value", "nll (nats per token)", values))
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     for axes, (heading, label, names) in zip(figure.subplots(1, len(panels), sharex=True), panels, strict=True):
         for name, legend in names.items():
@@ -58,7 +54,7 @@ def history_figure(history: pd.DataFrame) -> Any:
 
 
 def plot_history(history: pd.DataFrame, path: Path, *, title: str) -> None:
-    """Writes [`history_figure`] to `path`; the suffix decides the format (PNG, SVG, PDF)."""
+    """Writes [`history_figure`] to `path`. The suffix is the format: .png, .svg or .pdf."""
     figure = history_figure(history)
     figure.suptitle(plain(title, longest=100))
     with atomic_file(path) as temporary:

@@ -112,7 +112,8 @@ def check_dataset(dataset: Any, args: BFTConfig, formatting_func: Callable | Non
     if not any(form <= columns for form in formats):
         raise ValueError(
             f"The {name} dataset has the columns {sorted(columns)}, but needs 'prompt' and 'completion', 'messages', "
-            f"'{args.dataset_text_field}' or 'input_ids'. Rename them, or set `dataset_text_field`."
+            f"'{args.dataset_text_field}' or 'input_ids'. Rename them, set `dataset_text_field`, or name them with "
+            "`--prompt_column` and `--completion_columns` of `bft-trl train`."
         )
 
 
