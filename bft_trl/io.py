@@ -1,5 +1,6 @@
 """Files that are complete under their final name, one writer per folder, and the last complete checkpoint of a run."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 
 from filelock import FileLock, Timeout
 
@@ -67,17 +69,15 @@ def check_folder(folder: Path, *, name: str = "output_dir") -> None:
 
 @contextmanager
 def lock(path: Path, *, name: str = "output_dir") -> Iterator[None]:
-    """Keeps other processes from writing to `path`, the argument `name`: a folder, or a parquet file.
+    """Keeps other processes of this machine from writing to `path`, the argument `name`.
 
+    The lock is a file in the temporary folder of the system, so that a command that fails leaves nothing at `path`.
     Raises ValueError if another process holds the lock.
     """
-    folder = path.parent if path.suffix == ".parquet" or path.is_file() else path
-    check_folder(folder, name=name)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f".{path.stem}.lock"
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     try:
         # A singleton is reentrant: a command and a function that it calls may both ask for the lock.
-        with FileLock(file, timeout=0, is_singleton=True):
+        with FileLock(Path(gettempdir()) / f"bft_trl-{digest}.lock", timeout=0, is_singleton=True):
             yield
     except Timeout as error:
         raise ValueError(

@@ -18,13 +18,13 @@ from datasets import Dataset
 from transformers import AutoConfig, TrainerCallback
 from trl import ModelConfig, get_peft_config, get_quantization_config, maybe_apply_chat_template
 
+from bft_trl.comparison.curves import history_table, plot_history
 from bft_trl.config import BFTConfig
 from bft_trl.io import lock, write_text
 from bft_trl.models import HUB_ID, INSTALL, demo_model
 from bft_trl.prompts import parse_process
 from bft_trl.trainer import BFTTrainer
 from bft_trl.training.checkpoints import resolve_checkpoint
-from bft_trl.training.curves import history_table, plot_history
 from bft_trl.training.model_card import CARD_NAMES, add_results
 from bft_trl.training.validation import check_dataset
 

@@ -20,8 +20,7 @@ import torch
 from datasets import load_dataset
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from bft_trl import BFTConfig, BFTTrainer, load_gene_sets
-from bft_trl.models import demo_model
+from bft_trl import BFTConfig, BFTTrainer, demo_model, load_gene_sets
 from bft_trl.runs import answer_prompts, check_run, use_cpu_well
 
 CUDA = torch.cuda.is_available()

@@ -1,6 +1,6 @@
 import pandas as pd
 
-from bft_trl.training.curves import history_table, plot_history
+from bft_trl.comparison.curves import history_table, plot_history
 
 
 def test_one_row_per_step():
