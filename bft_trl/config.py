@@ -70,9 +70,9 @@ class BFTConfig(SFTConfig):
     lm_head_backend: str = field(
         default="auto",
         metadata={
-            "help": "How the LM head's log-probabilities come about, for every objective: 'frozen' forms the gradient "
-            "in the forward pass (faster, the same up to rounding, for a head that is not trained), 'trl' is TRL's "
-            "fused head, 'auto' takes 'frozen' where it holds.",
+            "help": "How the LM head is computed, for every objective: 'frozen' forms the gradient in the forward "
+            "pass (faster, equal up to rounding, for a head that is not trained), 'trl' is TRL's fused head, 'auto' "
+            "takes 'frozen' if the head is frozen.",
             "choices": ["auto", "frozen", "trl"],
         },
     )
@@ -80,8 +80,8 @@ class BFTConfig(SFTConfig):
     weight_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column of the training data that multiplies into the sample weight of 'bft'. 0 drops the row, "
-            "under every objective."
+            "help": "Column of the training data that multiplies into the sample weight of 'bft'; the loss is still "
+            "divided by the number of samples. 0 drops the row, under every objective."
         },
     )
     metrics_by_column: str | None = field(

@@ -206,9 +206,9 @@ def choose_lm_head(model: Any, backend: str, *, has_aux_loss: bool) -> str:
         return "frozen"
     if backend == "frozen":
         raise ValueError(
-            f"`lm_head_backend='frozen'` does not hold here: {obstacle}. Set `lm_head_backend='auto'` or 'trl'."
+            f"`lm_head_backend='frozen'` cannot be used here: {obstacle}. Set `lm_head_backend='auto'` or 'trl'."
         )
-    logger.warning("The log-probabilities come from TRL's fused LM head, not from the frozen one: %s.", obstacle)
+    logger.info("`lm_head_backend='auto'` uses TRL's fused LM head: %s.", obstacle)
     return "trl"
 
 

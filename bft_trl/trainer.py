@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from accelerate.logging import get_logger
@@ -31,17 +32,15 @@ class BFTTrainer(SFTTrainer):
     It takes the arguments of `trl.SFTTrainer`. The only change is the reduction of the per-token log-probabilities:
     with `loss_type="bft"` each token is scaled by its weight, each sample by its own, and the loss is the mean over
     the samples of the whole optimizer step (all micro-batches and ranks; a packed document is a sample). With `"nll"`
-    and `"dft"` the loss is TRL's own. Where the LM head is not trained, every objective takes its log-probabilities
-    from [`bft_trl.lm_head`], which saves time and memory; with `lm_head_backend="trl"`, `"nll"` and `"dft"` equal TRL
-    bit for bit.
+    and `"dft"` the loss is TRL's own; with `lm_head_backend="trl"` it is equal bit for bit.
 
     Logged in training (over the steps since the last log) and in evaluation (exact over the set, with `eval_`): `nll`
-    (unweighted, nats per token), the means `token_weight`, `sample_weight` and `group_confidence`,
-    `group_confidence_min`, `effective_sample_size` = (sum s)^2 / sum s^2 per step or evaluation set, and
-    `windowed_share`, the fraction of samples that are long enough for the confidence window to act.
+    (unweighted, nats per supervised token, whose label is not -100), the means `token_weight`, `sample_weight` and
+    `group_confidence` (the minimum group confidence of a sample), `group_confidence_min`, `effective_sample_size` =
+    (sum s)^2 / sum s^2 per step or evaluation set, and `windowed_share`, the fraction of samples that are long enough
+    for the confidence window to act.
 
-    Raises:
-        ValueError: at construction, for arguments and data that the objective cannot honor.
+    Raises ValueError at construction for arguments and data that cannot be used with this loss.
     """
 
     _tag_names = ("trl", "sft", "bft")
@@ -67,7 +66,9 @@ class BFTTrainer(SFTTrainer):
         args = validation.as_bft_config(args, model)
         validation.check_arguments(args, model, compute_loss_func, peft_config, eval_dataset)
         validation.check_dataset(train_dataset, args, formatting_func, "train")
+        self._prepared: WeakValueDictionary[int, Any] = WeakValueDictionary()  # data sets that this trainer prepared
         self._columns = rows.row_columns(args, train_dataset, data_collator)
+        self._values = self._columns.values if self._columns else []
         if self._columns:
             train_dataset = self._columns.add(train_dataset, "train", training=True)
 
@@ -101,8 +102,6 @@ class BFTTrainer(SFTTrainer):
             self._sample_log = SampleLog(Path(args.output_dir), rank=self.accelerator.process_index)
             self.add_callback(run_callbacks.SampleLogCallback(self._sample_log))
 
-    # --- the loss ----------------------------------------------------------------------------------------------------
-
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         # Called once per optimizer step. Under "bft" the items of a step are its samples, not its tokens.
         if self.state.global_step >= self.state.max_steps:  # resumed at its end: transformers would take one more step
@@ -114,9 +113,8 @@ class BFTTrainer(SFTTrainer):
             mask_repeated_rows(batches, self.accelerator.gradient_state, ranks=ranks, rank=rank)
             count = torch.tensor(sum(map(count_samples, batches)), device=device)
             num_items = self.accelerator.reduce(count, reduction="sum")
-        if self.args.logging_strategy == "no":
-            self._step_sums.clear()
-        self._step_sums.append(metrics.zero_sums(1, 1))
+        if self.args.logging_strategy != "no":
+            self._step_sums.append(metrics.zero_sums(1, 1))
         return batches, num_items
 
     def compute_loss(
@@ -126,10 +124,12 @@ class BFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        # TRL states this as the place for a loss of one's own. `num_items_in_batch` is the number of samples in the
-        # step under "bft", None for the samples of this batch alone, and TRL's number of tokens under "nll" and "dft".
+        # The place that TRL names for another loss. `num_items_in_batch` is the number of samples in the step under
+        # "bft", None for the samples of this batch alone, and TRL's number of tokens under "nll" and "dft".
         inputs = dict(inputs)
         columns = {name: inputs.pop(name) for name in rows.COLUMNS if name in inputs}
+        if self._columns and self.model.training:
+            self._columns.check(columns)
         forward = RecordingForward(model, self.lm_head_backend)
         # TRL's own loss and metrics, from the one forward whose per-token output is reduced again here.
         result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
@@ -156,12 +156,6 @@ class BFTTrainer(SFTTrainer):
         # DDP averages the gradients over the ranks.
         return loss if num_items is None else loss * self.accelerator.num_processes
 
-    # --- the metrics -------------------------------------------------------------------------------------------------
-
-    @property
-    def _values(self) -> list[str]:
-        return self._columns.values if self._columns else []
-
     @torch.no_grad()
     def _record(
         self, tokens: SupervisedTokens, weights: Weights, numbers: dict[str, torch.Tensor], batch_rows: int
@@ -171,16 +165,16 @@ class BFTTrainer(SFTTrainer):
         sums = metrics.sum_by_sample(tokens, weights, mean_over_samples=self.args.loss_type == "bft")
         by_row = metrics.sum_by_row(sums, tokens.row.cpu(), batch_rows, numbers.get(rows.VALUE), len(self._values))
         if not self.model.training:
-            if self.accelerator.num_processes > 1:
-                # By row, so that the rows are left out that a sampler repeats to give every rank the same number.
+            if self.accelerator.num_processes > 1:  # by row, so that rows that a sampler repeats are left out
                 by_row = self.accelerator.gather_for_metrics(by_row.to(self.accelerator.device)).cpu()
             self._eval_sums.append(metrics.pool_sums([by_row], len(self._values)))
-        elif self._step_sums:
-            step = self.state.global_step + 1
-            run_callbacks.check_finite(sums, numbers.get(rows.ROW), step)
-            self._step_sums[-1] = metrics.pool_sums([self._step_sums[-1], by_row], len(self._values))
-            if self._sample_log:
-                self._sample_log.add(numbers[rows.ROW], sums, weights.weakest.cpu(), int(self.state.epoch or 0), step)
+            return
+        step = self.state.global_step + 1
+        run_callbacks.check_finite(sums, numbers.get(rows.ROW), step)
+        last = self._step_sums[-1:]
+        self._step_sums[-1:] = [metrics.pool_sums([*last, by_row], len(self._values))]
+        if self._sample_log:
+            self._sample_log.add(numbers[rows.ROW], sums, weights.weakest.cpu(), int(self.state.epoch or 0), step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # The last log of a run, with "train_loss", holds the steps since the last multiple of `logging_steps`.
@@ -193,21 +187,20 @@ class BFTTrainer(SFTTrainer):
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         # `Trainer` averages batch losses; the mean over the evaluation set does not depend on the batch size.
         prefix = kwargs.get("metric_key_prefix", args[2] if len(args) > 2 else "eval")
-        self._eval_sums = []
+        outer, self._eval_sums = self._eval_sums, []  # `compute_metrics` may evaluate as well
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
-        sums = metrics.pool_sums(self._eval_sums, len(self._values))
-        self._eval_sums = []
+        sums, self._eval_sums = metrics.pool_sums(self._eval_sums, len(self._values)), outer
         found = metrics.all_metrics(sums, self._values)
         if not math.isfinite(found.get("nll", 0)):
             logger.warning("The loss is not finite in the evaluation.")
         for name, value in found.items():
             output.metrics.setdefault(f"{prefix}_{name}", value)  # a value of the user's `compute_metrics` wins
-        # With a mixture of experts the loss stays TRL's, which holds the auxiliary loss of each batch.
-        if found and not self.aux_loss_enabled:
+        if self.args.metrics_by_column and not any("/" in name for name in found):
+            logger.warning_once("`metrics_by_column` has no effect on evaluation sets without the column's values.")
+        # The loss stays TRL's if `compute_metrics` may have set it, or if it holds an auxiliary loss for each batch.
+        if found and not self.aux_loss_enabled and self.compute_metrics is None:
             output.metrics[f"{prefix}_loss"] = metrics.mean_loss(sums[:, 0], self.args.loss_type)
         return output
-
-    # --- data, checkpoints and the model card ------------------------------------------------------------------------
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
@@ -217,16 +210,20 @@ class BFTTrainer(SFTTrainer):
             return sft_prepare(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
         sft_prepare = super()._prepare_dataset
+        if dataset is self._prepared.get(id(dataset)):
+            return dataset
         if dataset_name != "train":
-            if validation.is_own_dataset(self, dataset):
-                return dataset
             validation.check_dataset(dataset, args, formatting_func, dataset_name)
             if self._columns and isinstance(dataset, Dataset):
                 dataset = self._columns.add(dataset, dataset_name, training=False)
-        return validation.prepare_dataset(prepare, dataset, args, packing=packing, name=dataset_name)
+        prepared = validation.prepare_dataset(prepare, dataset, args, packing, formatting_func, dataset_name)
+        if isinstance(prepared, Dataset):
+            self._prepared[id(prepared)] = prepared
+        return prepared
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         # transformers takes the newest folder for True, also one that a killed run left incomplete.
+        validation.check_trainable(self.model)
         self._step_sums = []
         folder = resolve_checkpoint(resume_from_checkpoint, Path(self.args.output_dir), self.args.objective())
         return super().train(folder, *args, **kwargs)
@@ -234,8 +231,11 @@ class BFTTrainer(SFTTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         # Every saved folder says how to load its base model, which PEFT does not.
         folder = Path(output_dir or self.args.output_dir)
-        if self.args.should_save and folder.name.startswith("checkpoint-"):
-            (folder / "trainer_state.json").unlink(missing_ok=True)  # complete again when transformers has written it
+        if _internal_call and folder.name.startswith("checkpoint-"):
+            if self._sample_log:
+                self._sample_log.flush()  # a run that resumes here does not see the earlier samples again
+            if self.args.should_save:  # complete again when transformers has written it
+                (folder / "trainer_state.json").unlink(missing_ok=True)
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             write_run_files(folder, self.args.objective(), self.accelerator.unwrap_model(self.model))

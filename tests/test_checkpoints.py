@@ -179,6 +179,20 @@ def test_checkpoints_of_save_only_model_resume(tmp_path):
     assert run.state.global_step == 6
 
 
+def test_saving_into_a_checkpoint_keeps_it_complete(tmp_path):
+    run = adapter_run(tmp_path, max_steps=2)
+    run.train()
+    run.save_model(str(tmp_path / "checkpoint-2"))
+    assert missing_part(tmp_path / "checkpoint-2") is None
+
+
+def test_a_model_with_quantization_settings_as_a_dict_is_saved(tmp_path):
+    run = adapter_run(tmp_path, max_steps=1)
+    run.accelerator.unwrap_model(run.model).config.quantization_config = {"quant_method": "x"}
+    run.save_model()
+    assert json.loads((tmp_path / "base_model.json").read_text()) == {"quantization": {"quant_method": "x"}}
+
+
 def test_save_total_limit_keeps_the_last_checkpoint(tmp_path):
     """Also where an earlier one has the lower nll: the run can resume from its end."""
     evaluation = {"eval_strategy": "steps", "eval_steps": 2, "learning_rate": 0.3, "lr_scheduler_type": "constant"}

@@ -259,8 +259,34 @@ def test_plain_training_arguments(trainer_class, tmp_path):
 @returns_logits
 @every_trainer
 def test_a_metric_of_the_user_wins(kind, tmp_path):
-    run = trainer(kind, tmp_path, evaluation=raw(), compute_metrics=lambda prediction: {"nll": -1.0})
-    assert run.evaluate()["eval_nll"] == -1.0
+    run = trainer(kind, tmp_path, evaluation=raw(), compute_metrics=lambda prediction: {"nll": -1.0, "loss": -2.0})
+    metrics = run.evaluate()
+    assert (metrics["eval_nll"], metrics["eval_loss"]) == (-1.0, -2.0)
+
+
+@returns_logits
+@every_trainer
+def test_metrics_may_evaluate_another_set(kind, tmp_path):
+    def nested(prediction):
+        run.compute_metrics = None
+        return {"inner": run.predict(run.train_dataset).metrics["test_loss"]}
+
+    run = trainer(kind, tmp_path, evaluation=raw(), compute_metrics=nested)
+    found = run.evaluate()
+    plain = run.evaluate()
+    assert found["eval_inner"] != plain["eval_loss"]
+    for name in ("eval_loss", *([] if kind == "sft" else ["eval_nll"])):
+        assert found[name] == pytest.approx(plain[name], rel=1e-5)
+
+
+@every_trainer
+def test_a_frozen_model_is_evaluated(kind, tmp_path):
+    model = build_model()
+    model.requires_grad_(False)
+    run = trainer(kind, tmp_path, evaluation=raw(), model=model)
+    assert run.evaluate()["eval_loss"] > 0
+    with pytest.raises((ValueError, RuntimeError), match="no trainable parameter|does not require grad|optimizer"):
+        run.train()
 
 
 # 9 is `test_packing_is_trls`; 10 is `test_checkpoints_of_save_only_model_resume` and its neighbors; the token of 12 is

@@ -383,12 +383,12 @@ def mixture():
 def test_where_it_does_not_hold(model, lora, reason, tmp_path, caplog):
     torch.manual_seed(0)
     options = {"router_aux_loss_coef": 0.1} if model is mixture else {}
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         trainer = trainer_with(tmp_path, model(), lora=lora, **options | {"max_steps": 1})
     assert trainer.lm_head_backend == "trl"
     assert len([r for r in caplog.records if "TRL's fused LM head" in r.getMessage()]) == 1
     trainer.train()
-    with pytest.raises(ValueError, match=rf"`lm_head_backend='frozen'` does not hold here: .*({reason})"):
+    with pytest.raises(ValueError, match=rf"`lm_head_backend='frozen'` cannot be used here: .*({reason})"):
         trainer_with(tmp_path, model(), lora=lora, lm_head_backend="frozen", **options)
 
 

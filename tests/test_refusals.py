@@ -42,7 +42,7 @@ def test_nothing_trainable(tmp_path):
     model = build_model()
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="no trainable parameter.*peft_config"):
-        trainer(tmp_path, model=model)
+        trainer(tmp_path, model=model).train()
 
 
 def test_missing_column(tmp_path):
@@ -116,6 +116,20 @@ def test_stream_trains_as_the_dataset_does(cut, tmp_path):
 def test_cells_without_text(rows, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         trainer(tmp_path, rows)
+
+
+def test_an_error_of_the_chat_template_is_not_taken_for_a_missing_text(tmp_path):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('Roles must alternate') }}"
+    turns = [{"role": "system", "content": ""}, {"role": "user", "content": "a"}]
+    data = Dataset.from_list([{"messages": turns, "text": None}])
+    with pytest.raises(Exception, match="Roles must alternate"):
+        BFTTrainer(build_model(), build_config(tmp_path), train_dataset=data, processing_class=tokenizer)
+
+
+def test_an_error_of_the_formatting_function_is_not_changed(tmp_path):
+    with pytest.raises(KeyError, match="answer"):
+        trainer(tmp_path, [{"prompt": None, "q": "a"}], formatting_func=lambda row: row["q"] + row["answer"])
 
 
 def test_torch_formatted_rows_are_not_dropped(tmp_path, caplog):

@@ -89,6 +89,28 @@ def test_rows_of_another_trainer_are_numbered_anew(tmp_path):
     assert "eval_nll/x" not in third.state.log_history[-1]
 
 
+def test_metrics_by_value_of_a_dict_of_packed_sets(tmp_path):
+    rows = [row | {"kind": "ab"[i % 2]} for i, row in enumerate(sample_rows(6))]
+    run = trainer(tmp_path, rows, metrics_by_column="kind", packing=True, max_length=96)
+    alone = run.evaluate(Dataset.from_list(rows))
+    together = run.evaluate({"x": Dataset.from_list(rows)})
+    assert together["eval_x_nll/a"] == pytest.approx(alone["eval_nll/a"], rel=1e-6)
+
+
+def test_metrics_by_value_that_cannot_act_warn(tmp_path, caplog):
+    run = trainer(tmp_path, [row | {"kind": "a"} for row in sample_rows(4)], metrics_by_column="kind")
+    run.evaluate(Dataset.from_list(sample_rows(2)))
+    assert "`metrics_by_column` has no effect on evaluation sets without" in caplog.text
+
+
+@pytest.mark.parametrize("attribute", ["train_dataset", "data_collator"])
+def test_weights_that_get_lost_after_construction_are_an_error(attribute, tmp_path):
+    run = trainer(tmp_path, [row | {"weight": 1.0} for row in sample_rows(4)], weight_column="weight")
+    setattr(run, attribute, getattr(trainer(tmp_path, sample_rows(4)), attribute))
+    with pytest.raises(ValueError, match="has no column '_bft_weight', which `weight_column` needs"):
+        run.train()
+
+
 def one_step(folder, rows, **config):
     """The loss of one step over all rows, before any weight moves."""
     run = trainer(folder, rows, max_steps=1, per_device_train_batch_size=len(rows), learning_rate=0.0, **config)
@@ -180,7 +202,7 @@ def test_baselines_know_no_weights_but_zero(loss_type, tmp_path):
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        ("stream", "the rows of a streamed dataset have no numbers"),
+        ("stream", "it needs a `Dataset`, not an `IterableDataset`"),
         ("collator", "a `data_collator` of your own"),
         ("transform", "a dataset with `with_transform` shows only the columns of its transform"),
         ("packed", "the rows of a packed dataset hold several documents"),

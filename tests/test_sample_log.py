@@ -16,6 +16,7 @@ from conftest import build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 from huggingface_hub import HfApi
 from huggingface_hub.utils import filter_repo_objects
+from transformers import TrainerCallback
 
 from bft_trl import BFTTrainer
 from bft_trl.training.sample_log import FOLDER, SCHEMA, SampleLog, read_part
@@ -24,7 +25,7 @@ ROWS = sample_rows(6, seed=2)
 COLUMNS = ["epoch", "step", "row"]
 
 
-def trainer(folder, **config):
+def trainer(folder, evaluation=None, **config):
     return BFTTrainer(
         build_model(),
         build_config(
@@ -33,6 +34,7 @@ def trainer(folder, **config):
             | config,
         ),
         train_dataset=Dataset.from_list(ROWS),
+        eval_dataset=evaluation,
         processing_class=build_tokenizer(),
     )
 
@@ -138,6 +140,27 @@ def test_the_hub_gets_neither_the_log_nor_any_text(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("how", ["best", "callback"])
+def test_the_log_is_complete_with_every_kind_of_save(how, tmp_path):
+    """What was seen up to a checkpoint is in the log before the checkpoint is complete."""
+
+    class Check(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_save = control.should_save or how == "callback"
+
+        def on_save(self, args, state, control, **kwargs):
+            assert set(logged(tmp_path)["step"]) == set(range(1, state.global_step + 1))
+
+    saves = {"save_strategy": "steps", "save_steps": 100}
+    if how == "best":
+        saves = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 1}
+        saves["metric_for_best_model"] = "eval_nll"
+    run = trainer(tmp_path, evaluation=Dataset.from_list(ROWS[:2]), **saves)
+    run.add_callback(Check())
+    run.train()
+    assert any(tmp_path.glob("checkpoint-*"))
+
+
 def test_parts_stay_small(tmp_path, monkeypatch):
     """A part is written over until it is full: with room for 4 rows, 12 rows are three parts."""
     monkeypatch.setattr("bft_trl.training.sample_log._ROWS", 4)
@@ -165,7 +188,6 @@ def test_damaged_parts_are_named(tmp_path):
 
 def main() -> None:
     """Trains in argv[1] and is killed in its last step."""
-    from transformers import TrainerCallback
 
     class Killer(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):

@@ -30,7 +30,7 @@ def check_finite(sums: torch.Tensor, rows: torch.Tensor | None, step: int) -> No
     raise FloatingPointError(
         f"The loss is not finite in step {step}, for {len(broken)} samples ({named}). The step was not taken. Check "
         "these samples and the learning rate, then resume from the last checkpoint (`resume_from_checkpoint=True`) "
-        "without the samples (weight 0) or with a lower `learning_rate`."
+        "without the samples (0 in `weight_column`) or with a lower `learning_rate`."
     )
 
 
@@ -47,7 +47,7 @@ class GradientCheck(TrainerCallback):
         message = f"The gradient is not finite at step {state.global_step + 1}"
         if getattr(kwargs["optimizer"], "scaler", None) is None:
             raise FloatingPointError(
-                f"{message}. The step was not taken. Lower `learning_rate`, set `max_grad_norm`, or check the "
+                f"{message}. The step was not taken. Lower `learning_rate`, or check the number format and the "
                 "samples, then resume from the last checkpoint (`resume_from_checkpoint=True`)."
             )
         # float16: the loss scale is too large; the scaler skips the step and lowers the scale.
@@ -119,7 +119,7 @@ class RunWarnings(TrainerCallback):
 
 
 class SampleLogCallback(TrainerCallback):
-    """Writes the sample log before each checkpoint and at the end. A resumed run drops later rows."""
+    """Opens the sample log, without the rows after the checkpoint of a resumed run, and writes it at the end."""
 
     def __init__(self, log: SampleLog) -> None:
         self.log = log
@@ -129,13 +129,6 @@ class SampleLogCallback(TrainerCallback):
             self.log.drop_after(state.global_step)
         PartialState().wait_for_everyone()
         self.log.open_last_part()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Before the checkpoint is complete: a resumed run does not see earlier samples again.
-        if control.should_save:
-            self.log.flush()
-
-    on_epoch_end = on_step_end
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.log.flush()

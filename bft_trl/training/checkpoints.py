@@ -63,6 +63,7 @@ def _check_same_objective(folder: Path, objective: Mapping[str, Any]) -> None:
 def write_run_files(folder: Path, objective: Mapping[str, Any], model: Any) -> None:
     """Writes objective.json and base_model.json, which says how the base model was quantized (PEFT does not)."""
     quantization = getattr(model.config, "quantization_config", None)
-    loading = {"quantization": quantization.to_dict() if quantization is not None else None}
+    settings = quantization if quantization is None or isinstance(quantization, dict) else quantization.to_dict()
+    loading = {"quantization": settings}
     write_text(folder / "objective.json", json.dumps(objective, indent=2) + "\n")
     write_text(folder / "base_model.json", json.dumps(loading, indent=2, default=str) + "\n")

@@ -3,6 +3,7 @@
 They exist only for `log_samples`, `weight_column` and `metrics_by_column`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -21,6 +22,7 @@ logger = get_logger(__name__)
 
 ROW, WEIGHT, VALUE = "_bft_row", "_bft_weight", "_bft_value"
 COLUMNS = {ROW: torch.int64, WEIGHT: torch.float32, VALUE: torch.int64}
+_OPTIONS = {ROW: "log_samples", WEIGHT: "weight_column", VALUE: "metrics_by_column"}
 # Each value adds three curves to a run.
 MAX_VALUES = 50
 
@@ -63,6 +65,15 @@ class RowColumns:
             *(len(dataset) - len(kept), len(dataset), name, self.weight_column),
         )
         return dataset.select(kept)
+
+    def check(self, columns: Iterable[str]) -> None:
+        """Raises ValueError if a training batch lacks a column, as after replacing the trainer's data or collator."""
+        needed = {ROW: self.log_samples, WEIGHT: self.weight_column, VALUE: self.metrics_by_column}
+        for column in [column for column, option in needed.items() if option and column not in columns]:
+            raise ValueError(
+                f"A training batch has no column {column!r}, which `{_OPTIONS[column]}` needs. Pass the data to the "
+                "constructor of the trainer instead of assigning them, and keep its `data_collator`."
+            )
 
     def _weights(self, dataset: Dataset, name: str) -> np.ndarray:
         values = _column(dataset, "weight_column", self.weight_column, name)
@@ -111,7 +122,7 @@ def row_columns(args: BFTConfig, train_dataset: Any, data_collator: Any) -> RowC
     if data_collator is not None:
         obstacle = "a `data_collator` of your own does not carry row numbers"
     elif not isinstance(train_dataset, Dataset):
-        obstacle = "the rows of a streamed dataset have no numbers"
+        obstacle = "it needs a `Dataset`, not an `IterableDataset`"
     elif train_dataset.format["type"] == "custom":
         obstacle = "a dataset with `with_transform` shows only the columns of its transform"
     elif "seq_lengths" in train_dataset.column_names:

@@ -1,5 +1,6 @@
 """The sample log: what training sees of each sample, epoch by epoch, as numbers in parquet files."""
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ SCHEMA = pa.schema(
 # A part is rewritten until it has this many rows, so that a flush costs little and a run has few files.
 _ROWS = 20_000
 
+logger = logging.getLogger(__name__)
+
 
 class SampleLog:
     """Collects rows and writes them to `_samples/part-<number>-<rank>.parquet` in the output folder."""
@@ -47,6 +50,7 @@ class SampleLog:
             table = read_part(file)
             kept = table.filter(pa.compute.less_equal(table["step"], step))
             if not len(kept):
+                logger.warning("Removed %s, the sample log of an earlier run.", file)
                 file.unlink()
             elif len(kept) < len(table):
                 _write(file, kept)

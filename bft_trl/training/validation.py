@@ -55,20 +55,24 @@ def check_arguments(args: BFTConfig, model: Any, compute_loss_func: Any, peft_co
 def check_trainer(trainer: Any) -> None:
     """Checks what only the constructed trainer knows: its model, and how it is distributed.
 
-    Raises ValueError if the model has no trainable parameter, and for parallelism over the sequence.
+    Raises ValueError for parallelism over the sequence, and for 4-bit weights that pass no gradient.
     """
     keep_gradients(trainer.model)
     check_parallelism(trainer.accelerator.parallelism_config)
-    if not any(parameter.requires_grad for parameter in trainer.model.parameters()):
-        raise ValueError(
-            "The model has no trainable parameter, so nothing would be learned. Pass a `peft_config`, load the "
-            "adapter with `PeftModel.from_pretrained(..., is_trainable=True)`, or unfreeze some parameters."
-        )
     streamed = isinstance(trainer.eval_dataset, IterableDataset)
     if trainer.accelerator.num_processes > 1 and trainer.eval_dataset and (trainer.padding_free or streamed):
         logger.warning(
             "On several ranks an evaluation set that is packed, padding-free or streamed may count the rows twice "
             "that fill up the last batch. For exact metrics evaluate on one rank, or unpacked, not streamed."
+        )
+
+
+def check_trainable(model: torch.nn.Module) -> None:
+    """Raises ValueError if the model has no trainable parameter."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "The model has no trainable parameter, so nothing would be learned. Pass a `peft_config`, load the "
+            "adapter with `PeftModel.from_pretrained(..., is_trainable=True)`, or unfreeze some parameters."
         )
 
 
@@ -98,15 +102,18 @@ def keep_gradients(model: torch.nn.Module) -> None:
 
 
 def check_dataset(dataset: Any, args: BFTConfig, formatting_func: Callable | None, name: str) -> None:
-    """Raises ValueError for an empty data set and for columns in no format of TRL. It reads no column."""
-    if not isinstance(dataset, Dataset | IterableDataset):
+    """Raises ValueError for an empty data set, for columns in no format of TRL, and for labels without a target.
+
+    It reads at most the rows up to the first one with a supervised token, and nothing of a stream.
+    """
+    if not isinstance(dataset, Dataset):
         return  # TRL refuses other types
-    if not len(dataset) if isinstance(dataset, Dataset) else next(iter(dataset), None) is None:
+    if not len(dataset):
         raise ValueError(f"The {name} dataset is empty. Check the file, the split and any filter before it.")
     check_supervised(dataset, args, name)
     columns = {*(dataset.column_names or [])}
     prepared = {"input_ids", "image", "images"} & columns or (args.dataset_kwargs or {}).get("skip_prepare_dataset")
-    if prepared or formatting_func is not None or not isinstance(dataset, Dataset):
+    if prepared or formatting_func is not None:
         return
     formats = [{"prompt", "completion"}, {"messages"}, {"conversations"}, {args.dataset_text_field}]
     if not any(form <= columns for form in formats):
@@ -117,17 +124,9 @@ def check_dataset(dataset: Any, args: BFTConfig, formatting_func: Callable | Non
         )
 
 
-def is_own_dataset(trainer: Any, dataset: Any) -> bool:
-    """Returns whether `dataset` is a training or evaluation set that `trainer` has prepared already."""
-    evaluation = getattr(trainer, "eval_dataset", None)
-    own = [
-        getattr(trainer, "train_dataset", None),
-        *(evaluation.values() if isinstance(evaluation, dict) else [evaluation]),
-    ]
-    return isinstance(dataset, Dataset) and "labels" in dataset.column_names and any(dataset is known for known in own)
-
-
-def prepare_dataset(prepare: Callable, dataset: Any, args: BFTConfig, *, packing: bool, name: str) -> Any:
+def prepare_dataset(
+    prepare: Callable, dataset: Any, args: BFTConfig, packing: bool, formatting_func: Callable | None, name: str
+) -> Any:
     """Returns `prepare(dataset, args, packing)`, TRL's preparation, with the columns of `RowColumns`.
 
     Raises ValueError that names the row if the preparation fails on a cell without text, and if no row has a
@@ -143,7 +142,7 @@ def prepare_dataset(prepare: Callable, dataset: Any, args: BFTConfig, *, packing
         prepared = prepare(dataset, first_args, packing)
     # What a missing text raises inside TRL, or inside a chat template.
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, TemplateError) as error:
-        message = find_missing_text(dataset, args, name) if columns else None
+        message = find_missing_text(dataset, args, name) if columns and formatting_func is None else None
         if message is None:
             raise
         raise ValueError(message) from error
@@ -176,10 +175,11 @@ def has_target(labels: Iterable[int]) -> bool:
 
 
 def find_missing_text(dataset: Dataset, args: BFTConfig, name: str) -> str | None:
-    """Returns a message that names the first cell without text, or None."""
-    columns = sorted({"prompt", "completion", "messages", args.dataset_text_field} & {*dataset.column_names})
-    for column in columns:
-        for row, value in enumerate(dataset.with_format(None)[column]):
+    """Returns a message that names the first cell without text in the columns that TRL reads, or None."""
+    known = {*dataset.column_names}
+    columns = ["prompt", "completion"] if "prompt" in known else ["messages"]
+    for column in columns if known.issuperset(columns) else [args.dataset_text_field]:
+        for row, value in enumerate(dataset.with_format(None)[column] if column in known else []):
             if not _is_text(value):
                 return (
                     f"The {name} dataset has no text in column '{column}' of row {row}: {value!r:.80}. Fill in or "
@@ -192,5 +192,5 @@ def _is_text(value: Any) -> bool:
     """Returns whether a value is a text or a conversation. A message may hold a tool call or reasoning instead."""
     if isinstance(value, list) and value:
         keys = ("content", "tool_calls", "reasoning_content")
-        return all(isinstance(message, dict) and any(message.get(key) for key in keys) for message in value)
+        return all(isinstance(turn, dict) and any(turn.get(key) is not None for key in keys) for turn in value)
     return isinstance(value, str)
