@@ -1,50 +1,36 @@
-"""Plots of both tasks: ROC curves, predicted and observed changes, and a map of the vectors."""
+"""Plots of both tasks: ROC curves, and the score of each perturbation."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bft_trl.biology.vectors import Vectors
 from bft_trl.comparison.drawing import plain, plot_style, saved
 
 TITLES = {
     "roc": "ROC curves",
-    "predicted": "Predicted against observed change, without the target genes",
     "perturbations": "Pearson correlation of the change, by perturbation",
-    "map": "Map of the gene vectors (first two principal components)",
 }
-_CELL = 3.4
 _MAX_ROWS = 40
 
 
 def roc_plot(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], vectors: Sequence[str], kind: str) -> bytes:
     """ROC curves as "png" or "svg": vector sets in color, controls in gray."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
     from sklearn.metrics import roc_auc_score, roc_curve
 
     with plot_style():
-        figure, (axis,) = _panels(1, size=5.2)
+        figure = Figure(figsize=(5.2, 5.2), layout="constrained")
+        axis = figure.subplots()
         grays = iter(np.linspace(0.35, 0.75, max(1, len(probabilities) - len(vectors))))
         for name, values in probabilities.items():
             x, y, _ = roc_curve(labels, values)
-            style = {} if name in vectors else {"color": str(next(grays)), "linestyle": "--"}
+            style: dict[str, Any] = {} if name in vectors else {"color": str(next(grays)), "linestyle": "--"}
             axis.plot(x, y, label=f"{plain(name)} ({roc_auc_score(labels, values):.3f})", **style)
         axis.plot([0, 1], [0, 1], color="#444444", linewidth=0.6)
         axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
         axis.legend(frameon=False, fontsize=7, loc="lower right")
-        return saved(figure, kind)
-
-
-def change_plot(observed: np.ndarray, predicted: Mapping[str, np.ndarray], keep: np.ndarray, kind: str) -> bytes:
-    """Predicted against observed changes, one panel per name; a point is a gene under a perturbation."""
-    with plot_style():
-        figure, axes = _panels(len(predicted))
-        limit = float(np.abs(observed[keep]).max()) or 1.0
-        for axis, (name, values) in zip(axes, predicted.items(), strict=False):
-            axis.scatter(observed[keep], values[keep], s=3, alpha=0.3, linewidths=0, rasterized=True)
-            axis.plot([-limit, limit], [-limit, limit], color="#444444", linewidth=0.6)
-            axis.set(title=plain(name), xlabel="observed", ylabel="predicted")
         return saved(figure, kind)
 
 
@@ -76,35 +62,3 @@ def per_perturbation_plot(scores: pd.Series, names: Sequence[str], kind: str) ->
         axis.grid(axis="y", alpha=0.2)
         axis.legend(frameon=False, fontsize=7)
         return saved(figure, kind)
-
-
-def vector_map(vectors: Mapping[str, Vectors], title: str, members: Collection[str], kind: str) -> bytes:
-    """The first two principal components of each set of vectors, with the genes of one gene set in red."""
-    from sklearn.decomposition import PCA
-
-    with plot_style():
-        figure, axes = _panels(len(vectors))
-        for axis, (name, found) in zip(axes, vectors.items(), strict=False):
-            if min(found.values.shape) < 2:
-                axis.set_axis_off()
-                continue
-            points = PCA(2, random_state=0).fit_transform(found.values)
-            inside = np.isin(found.genes, list(members))
-            axis.scatter(*points[~inside].T, s=6, color="#b5b5b5", linewidths=0, rasterized=True)
-            axis.scatter(*points[inside].T, s=12, color="#c8442d", linewidths=0, label=f"{int(inside.sum())} genes")
-            axis.set(title=plain(name), xticks=[], yticks=[])
-            axis.legend(frameon=False, fontsize=7)
-        figure.suptitle(f"In red: {plain(title)}", fontsize=9)
-        return saved(figure, kind)
-
-
-def _panels(count: int, *, size: float = _CELL) -> tuple[Any, list[Any]]:
-    from matplotlib.figure import Figure  # not pyplot: no global state, no display
-
-    columns = min(count, 3)
-    lines = -(-count // columns)
-    figure = Figure(figsize=(size * columns, size * lines), layout="constrained")
-    axes = list(figure.subplots(lines, columns, squeeze=False).flatten())
-    for axis in axes[count:]:
-        axis.set_axis_off()
-    return figure, axes
