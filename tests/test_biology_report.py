@@ -131,7 +131,6 @@ def test_perturbation_from_the_command_line(world, tmp_path):
     [
         (interactions, ["--baseline", "sft"], "`baseline='sft'` is none of ['base', 'bft', 'random'"),
         (interactions, ["--resamples", "9"], "`n_resamples=9` must be at least 99"),
-        (interactions, ["--seed", "-1"], "`seed=-1` must be at least 0"),
         (perturbation, ["--control", "none"], "`control='none'`: 0 control cells"),
         (perturbation, ["--perturbation_column", "x"], "`perturbation_column='x'` is not in the data"),
         (perturbation, ["--raw_counts"], "X contains numbers that are not counts"),

@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from bft_trl.biology import predictors
 from bft_trl.biology import task_metrics as metrics
-from bft_trl.biology.cells import Changes, changes_of_cells, read_anndata
+from bft_trl.biology.cells import Changes, changes_of_cells
 from bft_trl.biology.perturbation import score_perturbations, target_genes_left_out
 from bft_trl.biology.vectors import Vectors
 
@@ -163,8 +163,8 @@ def test_counts_are_normalized_to_the_median_of_the_controls():
         ("linear", {}, "X contains values up to .* take log1p"),
         ("counts", {}, "X contains whole numbers only.*For raw counts, add --raw_counts"),
         (None, {"raw_counts": True}, "contains numbers that are not counts"),
-        ("negative", {}, "negative values .down to -1"),
-        ("nan", {}, "1 values that are NaN"),
+        ("negative", {}, "NaN, infinite or negative values"),
+        ("nan", {}, "NaN, infinite or negative values"),
     ],
 )
 def test_cells_that_cannot_be_used(change, options, message):
@@ -186,22 +186,6 @@ def test_perturbations_with_few_cells_and_cells_without_a_label_are_left_out(cap
     found = changes_of(cells)
     assert found.perturbations == ["A", "B", "C"]
     assert "fewer than 10 cells and are left out: D (2)" in caplog.text
-
-
-def test_truncated_and_incomplete_h5ad(tmp_path):
-    whole, cut = tmp_path / "whole.h5ad", tmp_path / "cut.h5ad"
-    many_cells(np.random.default_rng(0)).write_h5ad(whole)
-    for length in (0, whole.stat().st_size // 2):
-        cut.write_bytes(whole.read_bytes()[:length])
-        with pytest.raises(ValueError, match="cut.h5ad: cannot be read as h5ad"):
-            read_anndata(cut)
-    cells_without = anndata.AnnData(obs=pd.DataFrame(index=["c0"]), var=pd.DataFrame(index=["A"]))
-    cells_without.write_h5ad(cut)
-    with pytest.raises(ValueError, match="cut.h5ad: needs an expression matrix X"):
-        read_anndata(cut)
-    with pytest.raises(FileNotFoundError, match="none.h5ad: no such file"):
-        read_anndata(tmp_path / "none.h5ad")
-    assert read_anndata(whole).shape == (100, 3)
 
 
 def standardized(train, test):

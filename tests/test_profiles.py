@@ -92,8 +92,6 @@ def test_resumed_profiles_equal_uninterrupted_ones(world, tmp_path, monkeypatch)
     cut = tmp_path / "cut.parquet"
     with pytest.raises(KeyboardInterrupt):
         written(world, cut)
-    with pytest.raises(FileNotFoundError, match="cut.parquet is not finished"):
-        read_profiles(cut)
     resumed = written(world, cut)
     assert resumed.equals(whole)
     assert len(calls) == 1 + 3  # one that failed, and each batch once
@@ -182,7 +180,7 @@ def test_read_profiles(tmp_path, caplog):
     assert "2 of 3 profiles are empty and left out: B, C" in caplog.text
     with pytest.raises(ValueError, match="every profile is empty"):
         read_profiles(saved([("A", "")]))
-    with pytest.raises(ValueError, match="1 genes have more than one profile, such as 'A'"):
+    with pytest.raises(ValueError, match="'A' has more than one profile"):
         read_profiles(saved([("A", "x"), ("A", "y")]))
 
 

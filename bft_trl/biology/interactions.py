@@ -63,13 +63,11 @@ def run_interactions(
         seed: of the classifiers, the random vectors and the bootstrap.
         n_resamples: of the bootstrap over genes.
 
-    Returns:
-        The metrics: model, metric, value, low, high.
-
-    Raises ValueError or FileNotFoundError for bad input, before anything is fitted.
+    Returns the metrics (model, metric, value, low, high). Raises ValueError or FileNotFoundError for bad input,
+    before anything is fitted.
     """
     names = [*(path.stem for path in vectors), *CONTROLS]
-    check_options(output_dir, "interactions", names, baseline=baseline, seed=seed)
+    check_options(output_dir, "interactions", names, baseline)
     if n_resamples < 99:
         raise ValueError(f"`n_resamples={n_resamples}` must be at least 99.")
     named = read_named_vectors(vectors, reserved=CONTROLS)
@@ -93,13 +91,7 @@ def score_interactions(
 ) -> Scored:
     """Fits the classifiers and predicts the test pairs for which every vector set has both genes.
 
-    Args:
-        pairs: train, valid and test, as [`read_pairs`] returns them.
-        named: vector sets by name.
-        output_dir: for the predictions, which are used again if the inputs agree.
-        sets: gene sets of the control "go".
-        training_sets: gene sets of the adapter's training data.
-        seed: of the classifiers and the random vectors.
+    `pairs` are train, valid and test; other arguments as for [`run_interactions`], as tables instead of files.
     """
     genes = {name: {*split["gene_a"], *split["gene_b"]} for name, split in pairs.items()}
     for one, other in combinations(genes, 2):
@@ -146,7 +138,7 @@ def _results(scored: Scored, settings: Mapping[str, Any], seed: int, n_resamples
         metrics=list(RANKING),
         scores=scores,
         estimates=estimates,
-        test=compare,
+        compare=compare,
         coverage=scored.coverage,
         settings={**settings, **sizes, "seed": seed},
         details=scored.details,

@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from bft_trl.biology import plots, task_metrics
-from bft_trl.biology.cells import MIN_CELLS, MIN_PERTURBATIONS, Changes, changes_of_cells, read_anndata
+from bft_trl.biology.cells import MIN_CELLS, MIN_PERTURBATIONS, Changes, changes_of_cells
 from bft_trl.biology.controls import random_like, shuffled
 from bft_trl.biology.predictors import fold_rows, predict_unseen
 from bft_trl.biology.profiles import file_hash
@@ -52,17 +52,19 @@ def run_perturbation(
         baseline: vector set or control that the page compares with.
         seed: of the halves of the control cells, the folds and the random vectors.
 
-    Returns:
-        The metrics: model, metric, value, low, high.
-
-    Raises ValueError or FileNotFoundError for bad input, before anything is fitted.
+    Returns the metrics (model, metric, value, low, high). Raises ValueError or FileNotFoundError for bad input,
+    before anything is fitted.
     """
+    import anndata
+
     names = [*(path.stem for path in vectors), *CONTROLS]
-    check_options(output_dir, "perturbation", names, baseline=baseline, seed=seed)
+    check_options(output_dir, "perturbation", names, baseline)
+    if data.suffix != ".h5ad":
+        raise ValueError(f"`data={str(data)!r}` must be an AnnData file (.h5ad).")
     named = read_named_vectors(vectors, reserved=(*CONTROLS, *COLUMNS))
     options: dict[str, Any] = {"control": control, "raw_counts": raw_counts, "min_cells": min_cells}
     rng = np.random.default_rng(seed)
-    changes = changes_of_cells(read_anndata(data), column=perturbation_column, rng=rng, **options)
+    changes = changes_of_cells(anndata.read_h5ad(data), column=perturbation_column, rng=rng, **options)
     settings = {"data": data.name, "data_hash": file_hash(data), "perturbation_column": perturbation_column}
     scored = score_perturbations(changes, named, seed=seed)
     changes = scored.changes
@@ -159,7 +161,7 @@ def _results(scored: Scored, settings: Mapping[str, Any]) -> TaskResults:
         metrics=list(dict.fromkeys(scored.scores["metric"])),
         scores=scored.scores,
         estimates=estimates,
-        test=compare,
+        compare=compare,
         coverage=scored.coverage,
         settings={**settings, **sizes},
         details={name: {"predictors": found} for name, found in scored.chosen.items()},

@@ -66,8 +66,7 @@ def predict_unseen(
         folds: rows of each fold; see [`fold_rows`].
         rng: of the inner folds.
 
-    Returns:
-        Predicted changes (P, G), and the name of the predictor of each fold.
+    Returns the predicted changes (P, G), and the name of the predictor of each fold.
     """
     predicted = np.empty_like(changes)
     gram = changes @ changes.T

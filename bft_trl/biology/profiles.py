@@ -91,13 +91,11 @@ def read_profiles(path: Path) -> pd.DataFrame:
 
     Raises ValueError for repeated genes and if no text is left.
     """
-    if not path.is_file() and path.with_name(f"{path.name}.parts").is_dir():
-        raise FileNotFoundError(f"{path} is not finished: run `bft-trl profiles` again to continue.")
     table = read_table(path, ["gene", "text"])
     table = table.assign(gene=table["gene"].astype(str).str.strip(), text=table["text"].fillna("").astype(str))
-    repeated = table["gene"][table["gene"].duplicated()].unique()
+    repeated = table["gene"][table["gene"].duplicated()]
     if len(repeated):
-        raise ValueError(f"{path}: {len(repeated)} genes have more than one profile, such as {repeated[0]!r}.")
+        raise ValueError(f"{path}: {repeated.iloc[0]!r} has more than one profile.")
     empty = table["text"].str.strip() == ""
     if empty.all():
         raise ValueError(f"{path}: every profile is empty.")
@@ -171,7 +169,12 @@ def _generated(
     done = len(genes) - sum(len(batches[number]) for number in missing)
     if missing:
         model = load_run(run, device=device)
-        _check_length(model, max(lengths.values()), settings["max_new_tokens"])
+        longest, limit = max(lengths.values()), getattr(model.config, "max_position_embeddings", None)
+        if limit is not None and longest + settings["max_new_tokens"] > limit:
+            raise ValueError(
+                f"`max_new_tokens={settings['max_new_tokens']}`: the longest prompt has {longest} tokens, and the "
+                f"model reads {limit}."
+            )
     with tqdm(total=len(genes), initial=done, desc="Profiles", unit="gene") as progress:
         for number in missing:
             texts = _generate(model, tokenizer, [prompts[gene] for gene in batches[number]], settings)
@@ -187,14 +190,6 @@ def _prompt(gene: str, tokenizer: Any, *, chat_template: bool) -> str:
         return f"{prompt}\n\n"
     turns = [{"role": "user", "content": prompt}]
     return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-
-
-def _check_length(model: Any, longest: int, max_new_tokens: int) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and longest + max_new_tokens > limit:
-        raise ValueError(
-            f"`max_new_tokens={max_new_tokens}`: the longest prompt has {longest} tokens, and the model reads {limit}."
-        )
 
 
 def _generate(

@@ -22,8 +22,6 @@ from bft_trl.io import check_folder
 logger = logging.getLogger(__name__)
 
 LOWER_IS_BETTER = ("mse", "mae")
-# Difference of two names in a metric, with low, high, p and n.
-Tester = Callable[[str, str, str], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,7 @@ class TaskResults:
     metrics: Sequence[str]  # that are tested and shown on the page
     scores: pd.DataFrame  # metric, unit, model, seed, score
     estimates: Mapping[str, Mapping[str, Estimate]]  # by name and metric
-    test: Tester
+    compare: Callable[[str, str, str], dict[str, float]]  # metric and two names: difference, low, high, p, n
     coverage: Mapping[str, float]  # fraction of units for which a vector set has vectors, by name of the set
     settings: Mapping[str, Any]  # that have to agree for two results to be comparable
     details: Mapping[str, Mapping[str, Any]]  # by name
@@ -44,15 +42,13 @@ class TaskResults:
     n_resamples: int | None = None  # of the bootstrap, if there is one
 
 
-def check_options(output_dir: Path, task: str, names: Sequence[str], *, baseline: str, seed: int) -> None:
+def check_options(output_dir: Path, task: str, names: Sequence[str], baseline: str) -> None:
     """Raises ValueError for options that cannot be used, before anything is computed."""
     check_folder(output_dir)
     if (output_dir / "settings.json").is_file():
         made = list(read_settings(output_dir)["tasks"])
         if made != [task]:
             raise ValueError(f"`output_dir={str(output_dir)!r}` has the results of {made}. Choose another folder.")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"`seed={seed}` must be at least 0 and less than 2**32.")
     if baseline not in names:
         raise ValueError(f"`baseline={baseline!r}` is none of {list(names)}.")
 
@@ -65,7 +61,7 @@ def write_results(results: TaskResults, output_dir: Path, *, baseline: str) -> p
 
     The page compares the vector sets with `baseline`, a vector set or control.
     """
-    tests = _tests(results)
+    tests = _tests(results, baseline)
     page = _page(results, tests, baseline)
     metrics = pd.DataFrame(
         {"model": name, "metric": metric, **estimate._asdict()}
@@ -92,14 +88,14 @@ def write_results(results: TaskResults, output_dir: Path, *, baseline: str) -> p
     return metrics
 
 
-def _tests(results: TaskResults) -> pd.DataFrame:
+def _tests(results: TaskResults, baseline: str) -> pd.DataFrame:
     """Each vector set against every control and every other vector set, with Holm's adjustment over all tests."""
     controls = [name for name in results.estimates if name not in results.coverage]
-    pairs = [*combinations(results.coverage, 2), *product(results.coverage, controls)]
+    sets = sorted(results.coverage, key=lambda name: name == baseline)  # the others against the baseline
     table = pd.DataFrame(
-        {"metric": metric, "name": one, "against": other} | results.test(metric, one, other)
+        {"metric": metric, "name": one, "against": other} | results.compare(metric, one, other)
         for metric in results.metrics
-        for one, other in pairs
+        for one, other in [*combinations(sets, 2), *product(sets, controls)]
     )
     needed = math.ceil(2 * len(table) / ALPHA)
     if results.n_resamples is not None and results.n_resamples < needed:
@@ -109,39 +105,32 @@ def _tests(results: TaskResults) -> pd.DataFrame:
 
 def _page(results: TaskResults, tests: pd.DataFrame, baseline: str) -> dict[str, Any]:
     """The vector sets against the baseline, as the comparison page takes them, beside the controls."""
-    compared = [name for name in results.coverage if name != baseline]
-    scores = {
-        metric: {name: found[metric].value for name, found in results.estimates.items() if metric in found}
-        for metric in results.metrics
-    }
-    one_seed = {"n_seeds": 1, "seed_sd": None, "baseline_n_seeds": 1, "baseline_seed_sd": None}
-    rows: list[dict[str, Any]] = [
-        {"task": results.task, "metric": metric, "run": name, "score": scores[metric][name]}
-        | {"baseline_score": scores[metric][baseline], "smallest_difference": None}
-        | results.test(metric, name, baseline)
-        | one_seed
-        for metric in results.metrics
-        for name in compared
-    ]
-    for row, adjusted in zip(rows, holm([float(row["p"]) for row in rows]), strict=True):
-        row["p_holm"] = adjusted
+    constant: dict[str, Any] = {"task": results.task, "smallest_difference": None}
+    constant |= {"n_seeds": 1, "seed_sd": None, "baseline_n_seeds": 1, "baseline_seed_sd": None}
+    against = tests[tests["against"] == baseline].rename(columns={"name": "run"})
+    against["p_holm"] = holm(against["p"].tolist())
+    rows: list[dict[str, Any]] = []
+    for row in against.to_dict("records"):
+        values = (results.estimates[name][row["metric"]].value for name in (row["run"], baseline))
+        rows.append(row | constant | dict(zip(("score", "baseline_score"), values, strict=True)))
+    control: dict[str, Any] = {"task": results.task, "kind": "baseline", "spread": None}
+    control["source"] = "computed on the same data"
     references = [
-        {"task": results.task, "metric": metric, "name": f"control: {name}", "kind": "baseline", "value": value}
-        | {"spread": None, "source": "computed on the same data"}
-        for metric, by_name in scores.items()
-        for name, value in by_name.items()
+        control | {"metric": metric, "name": f"control: {name}", "value": found[metric].value}
+        for metric in results.metrics
+        for name, found in results.estimates.items()
         if name not in results.coverage and name != baseline
     ]
-    shown = {name: value for name, value in results.settings.items() if isinstance(value, int | str)}
-    shown |= {f"coverage of {name}": f"{value:.1%}" for name, value in results.coverage.items()}
+    coverage = {f"coverage of {name}": f"{value:.1%}" for name, value in results.coverage.items()}
+    described = {"n": rows[0]["n"] if rows else 0, "settings": {**results.settings, **coverage}}
     return {
         "baseline": baseline,
-        "runs": compared,
+        "runs": [name for name in results.coverage if name != baseline],
         "over": results.over,
         "seed": results.settings["seed"],
         "n_resamples": results.n_resamples,
         "n_resamples_needed": math.ceil(2 * len(rows) / ALPHA),
-        "tasks": {results.task: {"n": rows[0]["n"] if rows else 0, "settings": shown}},
+        "tasks": {results.task: described},
         "not_compared": {},
         "rows": rows,
         "reference_rows": references,

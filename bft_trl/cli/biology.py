@@ -9,7 +9,6 @@ logger = logging.getLogger(__name__)
 
 FILE: dict[str, Any] = {"type": Path, "metavar": "FILE"}
 FILES: dict[str, Any] = FILE | {"nargs": "+"}
-SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 
 
 def add_biology_commands(commands: Any) -> None:
@@ -30,7 +29,6 @@ def _add_profiles(commands: Any) -> None:
     add("--output_path", **FILE, required=True, help="gene, text; a .parquet file")
     add("--max_new_tokens", type=int, help="maximum length of a profile (default: 128)")
     add("--batch_size", type=int, help="genes per batch (default: 16)")
-    add("--apply_chat_template", **SWITCH, help="default: if the tokenizer has a chat template")
     profiles.set_defaults(run=_profiles)
 
 
@@ -76,7 +74,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model_name_or_path", metavar="MODEL", help="Hub id or folder (default: the base model of the adapter)")
     add("--adapter", type=Path, metavar="DIR", help="output_dir or checkpoint of a training run")
-    add("--load_in_4bit", **SWITCH, help="load the base model in NF4 (default: as in training)")
+    four_bit = "load the base model in NF4 (default: as in training)"
+    add("--load_in_4bit", action=argparse.BooleanOptionalAction, help=four_bit)
     add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
 
 
@@ -104,7 +103,7 @@ def _profiles(args: argparse.Namespace) -> int:
         made = profiles.profiles_from_symbols(genes or [], args.output_path)
     else:
         options = _given(args, "max_new_tokens", "batch_size", "device")
-        made = profiles.write_profiles(genes or [], _run(args), args.output_path, **options)
+        made = profiles.write_profiles(genes or [], _read_run(args), args.output_path, **options)
         logger.info("%d profiles reached the maximum length", (~made["finished"]).sum())
     logger.info("%d profiles in %s", len(made), args.output_path)
     return 0
@@ -122,7 +121,7 @@ def _embed(args: argparse.Namespace) -> int:
     options = _given(args, "batch_size", "max_tokens")
     if by_model:
         options |= _given(args, "device")
-        made = vectors.embed_by_model(args.profiles, _run(args), args.output_path, **options)
+        made = vectors.embed_by_model(args.profiles, _read_run(args), args.output_path, **options)
     else:
         made = vectors.embed_profiles(args.profiles, Encoder(args.encoder, **options), args.output_path)
     logger.info("%d vectors of %d dimensions in %s", *made.values.shape, args.output_path)
@@ -144,11 +143,10 @@ def _perturbation(args: argparse.Namespace) -> int:
     return _report(run_perturbation(args.data, args.vectors, args.output_dir, **options), args.output_dir)
 
 
-def _run(args: argparse.Namespace) -> Any:
+def _read_run(args: argparse.Namespace) -> Any:
     from bft_trl.models import read_run
 
-    options = _given(args, "load_in_4bit", "apply_chat_template")
-    return read_run(args.model_name_or_path, args.adapter, **options)
+    return read_run(args.model_name_or_path, args.adapter, load_in_4bit=args.load_in_4bit)
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
