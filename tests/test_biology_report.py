@@ -87,7 +87,6 @@ def test_interactions_from_the_command_line(world, tmp_path):
         **dict.fromkeys(CONTROLS, "baseline"),
     }
     assert models["base"]["coverage"] == 1.0
-    assert models["random"]["chosen"] in models["random"]["validation"]
     assert {metric for model, metric in metrics if model == "bft"} >= {"auroc", "average_precision"}
     assert {path.name for path in tmp_path.glob("*.png")} == {"forest.png", "roc.png"}
     check_page(tmp_path)
@@ -97,7 +96,6 @@ def test_interactions_from_the_command_line(world, tmp_path):
     row = tests[(tests["metric"] == "auroc") & (tests["name"] == "base") & (tests["against"] == "go")].iloc[0]
     difference = metrics["base", "auroc"]["value"] - metrics["go", "auroc"]["value"]
     assert row["difference"] == pytest.approx(difference)
-    assert len(pd.read_parquet(tmp_path / "predictions" / "go.parquet")) == settings["tasks"]["interactions"]["n_test"]
     assert perturbation(world, tmp_path) == 2  # a folder has the results of one task
 
 
@@ -131,8 +129,6 @@ def test_perturbation_from_the_command_line(world, tmp_path):
     [
         (interactions, ["--baseline", "sft"], "`baseline='sft'` is none of ['base', 'bft', 'random'"),
         (interactions, ["--resamples", "9"], "`n_resamples=9` must be at least 99"),
-        (perturbation, ["--control", "none"], "`control='none'`: 0 control cells"),
-        (perturbation, ["--perturbation_column", "x"], "`perturbation_column='x'` is not in the data"),
         (perturbation, ["--raw_counts"], "X contains numbers that are not counts"),
     ],
 )

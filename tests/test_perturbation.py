@@ -159,11 +159,9 @@ def test_counts_are_normalized_to_the_median_of_the_controls():
     [
         (None, {"column": "gene"}, "perturbation_column='gene'.*obs has"),
         (None, {"control": "NT"}, "control='NT'.*0 control cells, and 20 are needed.*'ctrl'"),
-        (None, {"min_cells": 0}, "min_cells=0. must be at least 1"),
         ("linear", {}, "X contains values up to .* take log1p"),
         ("counts", {}, "X contains whole numbers only.*For raw counts, add --raw_counts"),
         (None, {"raw_counts": True}, "contains numbers that are not counts"),
-        ("negative", {}, "NaN, infinite or negative values"),
         ("nan", {}, "NaN, infinite or negative values"),
     ],
 )
@@ -171,8 +169,8 @@ def test_cells_that_cannot_be_used(change, options, message):
     cells = many_cells(np.random.default_rng(0), counts=change == "counts")
     if change == "linear":
         cells.X = cells.X * 100.5
-    if change in ("negative", "nan"):
-        cells.X[0, 0] = {"negative": -1, "nan": np.nan}[change]
+    if change == "nan":
+        cells.X[0, 0] = np.nan
     with pytest.raises(ValueError, match=message):
         changes_of(cells, **options)
 
@@ -248,26 +246,18 @@ def test_predictions_do_not_depend_on_the_changes_of_their_fold():
     assert sorted(np.concatenate(folds)) == list(range(12))
 
 
-def vectors_of(genes, values):
-    return Vectors(list(genes), np.asarray(values, dtype=np.float32))
-
-
 def simulated(rng, names):
     """Changes that are linear in the vectors of the genes; the first perturbation's own gene changes by -50."""
     vectors = rng.standard_normal((len(names), 6))
     changes = vectors @ rng.standard_normal((6, 40)) + 0.3 * rng.standard_normal((len(names), 40))
     changes[0, -1] = -50.0
     genes = [*(f"G{i}" for i in range(39)), names[0]]
-    return Changes(names, genes, changes, changes, np.ones_like(changes, dtype=bool)), vectors_of(names, vectors)
+    return Changes(names, genes, changes, changes, np.ones_like(changes, dtype=bool)), Vectors(
+        names, vectors.astype(np.float32)
+    )
 
 
 TWENTY = [f"P{i}" for i in range(20)]
-
-
-@pytest.mark.parametrize("count", [3, 4])
-def test_the_fewest_perturbations(count):
-    changes, vectors = simulated(np.random.default_rng(0), TWENTY[:count])
-    assert np.isfinite(score_perturbations(changes, {"text": vectors}).predicted["text"]).all()
 
 
 def test_a_planted_response_is_found_without_the_target_gene():
@@ -282,7 +272,7 @@ def test_a_planted_response_is_found_without_the_target_gene():
     assert scored.coverage == {"text": 1.0}
     assert scored.n_folds == 20
     # Another set that comes first and has other dimensions changes no score.
-    other = vectors_of(vectors.genes, np.random.default_rng(1).standard_normal((20, 3)))
+    other = Vectors(vectors.genes, np.random.default_rng(1).standard_normal((20, 3)))
     again = score_perturbations(changes, {"other": other, "text": vectors}).scores
     for name in ("text", "training_mean"):
         one, two = (table[table["model"] == name].reset_index(drop=True) for table in (scored.scores, again))
@@ -295,7 +285,7 @@ def test_perturbations_without_a_vector_are_counted(caplog):
     scored = score_perturbations(changes, {"full": full, "some": some})
     assert scored.coverage == {"full": 1.0, "some": 0.75}
     assert scored.changes.perturbations == [name for name in changes.perturbations if name in some.genes]
-    assert "5 of 20 perturbations have no vector in one of the sets" in caplog.text
+    assert "5 of 20 have no vector in one of the sets and are left out, such as P15" in caplog.text
     few = full._replace(genes=[*full.genes[:2], "Q"], values=full.values[:3])
     with pytest.raises(ValueError, match="2 of 20 perturbations have a vector in every set, and 3 are needed"):
         score_perturbations(changes, {"few": few})

@@ -49,9 +49,9 @@ def texts(tmp_path):
     return tmp_path / "texts.parquet"
 
 
-def written(world, path, *, adapter=False, **options):
-    run = read_run(None if adapter else str(world / "base"), world / "adapter" if adapter else None)
-    return write_profiles(GENES, run, path, **{"max_new_tokens": 8, "batch_size": 3, "device": "cpu"} | options)
+def written(world, path, **options):
+    options = {"max_new_tokens": 8, "batch_size": 3, "device": "cpu"} | options
+    return write_profiles(GENES, read_run(str(world / "base")), path, **options)
 
 
 def test_profiles_equal_generate_for_each_gene_alone(world, tmp_path):
@@ -69,13 +69,6 @@ def test_profiles_equal_generate_for_each_gene_alone(world, tmp_path):
     assert table["text"].nunique() > 4
     assert table.attrs["prompt"] == gene_profile_prompt("<gene>")
     assert not list(tmp_path.glob("*.parts"))
-
-
-def test_adapter_changes_the_text(world, tmp_path):
-    base, tuned = (written(world, tmp_path / f"{i}.parquet", adapter=bool(i)) for i in range(2))
-    assert not base["text"].equals(tuned["text"])
-    assert (base.attrs["adapter"], tuned.attrs["adapter"]) == (None, str(world / "adapter"))
-    assert base.attrs["model_hash"] == tuned.attrs["model_hash"]
 
 
 def test_resumed_profiles_equal_uninterrupted_ones(world, tmp_path, monkeypatch):
@@ -125,9 +118,6 @@ def test_genes_of_any_table(tmp_path, caplog):
     assert read_genes([tmp_path / "g.txt"]) == ["C9orf72", "ENSG00000141510", "HLA-A", "MYC", "TP53", "tp53"]
     assert "2 of 6 genes do not look like human gene symbols: ENSG00000141510, tp53" in caplog.text
     assert read_genes([tmp_path / "pairs.csv"]) == ["A", "B"]
-    (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(ValueError, match="empty.txt contain no gene"):
-        read_genes([tmp_path / "empty.txt"])
     pd.DataFrame({"symbol": ["A"]}).to_csv(tmp_path / "other.csv", index=False)
     with pytest.raises(ValueError, match="none of the columns.*'symbol'"):
         read_genes([tmp_path / "other.csv"])
@@ -158,7 +148,6 @@ def test_profiles_from_texts_and_symbols(tmp_path, caplog, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Name one source"),
         (["--symbols", "--model_name_or_path", "m"], "Name one source"),
         (["--model_name_or_path", "m"], "--genes is needed"),
         (["--adapter", "nowhere", "--genes", "GENES"], "has no adapter_config.json"),
@@ -195,8 +184,6 @@ def test_vectors_of_the_model_are_means_of_hidden_states(world, texts, tmp_path)
         with torch.no_grad():
             hidden = model.model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
         assert vector == pytest.approx((hidden / hidden.norm()).numpy(), abs=1e-5)
-    with pytest.raises(ValueError, match="batch_size=0"):
-        embed_by_model(texts, run, tmp_path / "v.parquet", batch_size=0)
 
 
 def test_vectors_of_an_encoder(texts, tmp_path, caplog, monkeypatch):
@@ -216,13 +203,19 @@ def test_vectors_of_an_encoder(texts, tmp_path, caplog, monkeypatch):
         embed_profiles(texts, encoder, path)
 
 
-def test_embed_by_the_adapter_from_the_command_line(world, texts, tmp_path, capsys):
-    command = ["embed", str(texts), "--output_path", str(tmp_path / "v.parquet")]
-    assert main([*command, "--adapter", str(world / "adapter"), "--device", "cpu"]) == 0
-    assert pd.read_parquet(tmp_path / "v.parquet").attrs["adapter"] == str(world / "adapter")
-    for more in ([], ["--encoder", "x", "--adapter", "y"]):
-        assert main([*command, *more]) == 2
-        assert "Name one source: --encoder, or" in capsys.readouterr().err
+def test_profiles_and_vectors_of_the_adapter_from_the_command_line(world, tmp_path, capsys):
+    """The adapter changes the text."""
+    source, path = ["--adapter", str(world / "adapter"), "--device", "cpu"], str(tmp_path / "p.parquet")
+    genes = ["--genes", str(world / "genes.txt"), "--max_new_tokens", "8"]
+    assert main(["profiles", *genes, *source, "--output_path", path]) == 0
+    base, tuned = written(world, tmp_path / "base.parquet"), pd.read_parquet(path)
+    assert not base["text"].equals(tuned["text"])
+    assert base.attrs["model_hash"] == tuned.attrs["model_hash"]
+    command = ["embed", path, "--output_path", str(tmp_path / "v.parquet")]
+    assert main([*command, *source]) == 0
+    assert pd.read_parquet(tmp_path / "v.parquet").attrs["adapter"] == tuned.attrs["adapter"] == str(world / "adapter")
+    assert main([*command, *source, "--encoder", "x"]) == 2
+    assert "Name one source: --encoder, or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -232,7 +225,6 @@ def test_embed_by_the_adapter_from_the_command_line(world, texts, tmp_path, caps
         ("AB", [[1.0, 2.0], [1.0, 2.0]], "all 2 vectors are the same"),
         ("AB", [[1.0, 2.0], [1.0]], "not lists of numbers of one length"),
         (["A", " A"], [[1.0], [2.0]], "each vector needs a gene, and each gene one vector"),
-        (["A", None], [[1.0], [2.0]], "each vector needs a gene"),
     ],
 )
 def test_vectors_that_cannot_be_used(tmp_path, genes, vectors, message):

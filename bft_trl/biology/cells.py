@@ -72,8 +72,6 @@ def changes_of_cells(
 
 def _cell_labels(obs: pd.DataFrame, column: str, control: str, min_cells: int) -> tuple[np.ndarray, list[str]]:
     """Perturbation of each cell, and the perturbations with enough cells, sorted."""
-    if min_cells < 1:
-        raise ValueError(f"`min_cells={min_cells}` must be at least 1.")
     if column not in obs:
         raise ValueError(f"`perturbation_column={column!r}` is not in the data; obs has {list(obs.columns)}.")
 
@@ -83,7 +81,7 @@ def _cell_labels(obs: pd.DataFrame, column: str, control: str, min_cells: int) -
 
     names = obs[column].astype("string").fillna("").map(without_control)
     sizes = names.value_counts()
-    if sizes.get(control, 0) < 2 * min_cells:
+    if sizes.get(control, 0) < max(2, 2 * min_cells):
         raise ValueError(
             f"`control={control!r}`: {sizes.get(control, 0)} control cells, and {2 * min_cells} are needed. The most "
             f"frequent values of {column!r} are {list(sizes.index[:5])}."

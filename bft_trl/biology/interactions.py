@@ -19,7 +19,7 @@ from bft_trl.biology.predictors import fit
 from bft_trl.biology.profiles import file_hash
 from bft_trl.biology.results import TaskResults, check_options, write_results
 from bft_trl.biology.task_metrics import RANKING, Estimate, interval
-from bft_trl.biology.vectors import Vectors, read_named_vectors
+from bft_trl.biology.vectors import Vectors, covered, read_named_vectors
 from bft_trl.data.gene_sets import shipped_sets
 from bft_trl.data.tables import read_gene_sets, write_parquet
 
@@ -208,20 +208,11 @@ def _covered(
     pairs: Mapping[str, pd.DataFrame], named: Mapping[str, Vectors]
 ) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
     """The pairs for which every vector set has both genes, and the fraction of all pairs that each set has."""
-    has = {
-        name: {split: table[PAIR[:2]].isin(set(found.genes)).all(axis=1) for split, table in pairs.items()}
-        for name, found in named.items()
-    }
-    coverage = {name: float(pd.concat(masks.values()).mean()) for name, masks in has.items()}
-    if min(coverage.values()) < 1:
-        logger.warning("Some pairs have no vector of both genes in a set, and are left out. Coverage: %s", coverage)
-    kept = {}
-    for split, table in pairs.items():
-        mask = np.logical_and.reduce([masks[split] for masks in has.values()])
-        kept[split] = table[mask].reset_index(drop=True)
-        if kept[split]["label"].nunique() < 2:
-            raise ValueError(
-                f"`{split}`: both labels are needed, and {len(kept[split])} pairs with vectors in every set are left; "
-                f"coverage is {coverage}."
-            )
-    return kept, coverage
+    table = pd.concat([split.assign(split=name) for name, split in pairs.items()], ignore_index=True)
+    kept, coverage = covered(named, table["gene_a"], table["gene_b"])
+    table = table[kept]
+    left = {name: table.loc[table["split"] == name, PAIR].reset_index(drop=True) for name in pairs}
+    for name, split in left.items():
+        if split["label"].nunique() < 2:
+            raise ValueError(f"`{name}`: both labels are needed; {len(split)} pairs have vectors in every set.")
+    return left, coverage

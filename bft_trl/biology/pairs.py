@@ -54,9 +54,7 @@ def share_a_term(pairs: pd.DataFrame, sets: pd.DataFrame) -> np.ndarray:
 def pair_features(vectors: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Returns symmetric features of pairs: product and distance in each dimension, (N, 2 D) float32.
 
-    Args:
-        vectors: (G, D).
-        first, second: rows of `vectors`, (N,) each.
+    `first` and `second` are the rows of the pairs' genes, (N,), in `vectors`, (G, D).
     """
     a, b = vectors[first], vectors[second]
     return np.concatenate([a * b, np.abs(a - b)], axis=1, dtype=np.float32)

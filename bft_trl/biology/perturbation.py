@@ -1,6 +1,5 @@
 """Perturbation response: predict the expression change of unseen perturbations from gene vectors."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +15,9 @@ from bft_trl.biology.predictors import fold_rows, predict_unseen
 from bft_trl.biology.profiles import file_hash
 from bft_trl.biology.results import TaskResults, check_options, write_results
 from bft_trl.biology.task_metrics import Estimate
-from bft_trl.biology.vectors import Vectors, read_named_vectors
+from bft_trl.biology.vectors import Vectors, covered, read_named_vectors
 from bft_trl.comparison.statistics import cross_validated
 from bft_trl.data.tables import write_parquet
-
-logger = logging.getLogger(__name__)
 
 CONTROLS = ("random", "shuffled", "no_change", "training_mean")
 # Columns of predictions.parquet: no file of vectors can have these names.
@@ -100,8 +97,15 @@ def score_perturbations(changes: Changes, named: Mapping[str, Vectors], *, seed:
 
     Raises ValueError if too few perturbations can be compared.
     """
-    changes, coverage = _covered(changes, named)
-    count = len(changes.perturbations)
+    kept, coverage = covered(named, changes.perturbations)
+    count = int(kept.sum())
+    if count < MIN_PERTURBATIONS:
+        raise ValueError(
+            f"`vectors`: {count} of {len(kept)} perturbations have a vector in every set, and {MIN_PERTURBATIONS} are "
+            f"needed; coverage is {coverage}. Are perturbations and vectors gene symbols?"
+        )
+    names = [name for name, one in zip(changes.perturbations, kept, strict=True) if one]
+    changes = Changes(names, changes.genes, changes.train[kept], changes.test[kept], changes.significant[kept])
     n_folds = count if count <= SMALL else FOLDS
     # One stream per purpose: the scores of a vector set do not depend on the other sets.
     for_folds, for_inner_folds, *for_controls = np.random.default_rng(seed).spawn(4)
@@ -183,22 +187,3 @@ def _scores(predicted: np.ndarray, changes: Changes) -> pd.DataFrame:
     }
     table = pd.DataFrame(found, index=pd.Index(changes.perturbations, name="unit"))
     return table.melt(var_name="metric", value_name="score", ignore_index=False).dropna().reset_index()
-
-
-def _covered(changes: Changes, named: Mapping[str, Vectors]) -> tuple[Changes, dict[str, float]]:
-    """The perturbations that have a vector in every set, and the fraction that each set has."""
-    has = {name: np.isin(changes.perturbations, found.genes) for name, found in named.items()}
-    coverage = {name: float(mask.mean()) for name, mask in has.items()}
-    kept = np.logical_and.reduce(list(has.values()))
-    if kept.all():
-        return changes, coverage
-    missing = np.array(changes.perturbations)[~kept]
-    shown = ", ".join(missing[:5])
-    logger.warning("%d of %d perturbations have no vector in one of the sets: %s", len(missing), len(kept), shown)
-    if kept.sum() < MIN_PERTURBATIONS:
-        raise ValueError(
-            f"`vectors`: {kept.sum()} of {len(kept)} perturbations have a vector in every set, and "
-            f"{MIN_PERTURBATIONS} are needed; coverage is {coverage}. Are perturbations and vectors gene symbols?"
-        )
-    rows = (changes.train[kept], changes.test[kept], changes.significant[kept])
-    return Changes([name for name in changes.perturbations if name not in missing], changes.genes, *rows), coverage

@@ -64,8 +64,7 @@ def ranking_by_positive(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.
     For AUROC it is the fraction of negative pairs with a lower score (ties count half), for average precision the
     precision at the pair's own score.
 
-    Returns:
-        Metric to values, (positive pairs,).
+    Returns values (positive pairs,) by metric.
     """
     from scipy.stats import rankdata
 
@@ -86,10 +85,7 @@ def gene_resamples(
 
     A pair of genes drawn k and m times has the weight k m (Owen's pigeonhole bootstrap, Annals of Applied Statistics
     2007). Pairs that share a gene are not independent: intervals from resampled pairs would be too narrow. For
-    independent pairs these intervals are too wide.
-
-    Args:
-        first, second: index of each pair's genes, (N,), from 0 to n_genes - 1.
+    independent pairs these intervals are too wide. `first` and `second` are the indices of the pairs' genes, (N,).
     """
     size = max(1, _BATCH // max(len(first), n_genes))
     for begin in range(0, n_resamples, size):
@@ -115,12 +111,9 @@ def bootstrap_p(differences: np.ndarray) -> float:
 
 
 def pearson_delta(predicted: np.ndarray, true: np.ndarray, keep: np.ndarray, *, top: int | None = None) -> np.ndarray:
-    """Pearson correlation over genes, (P,), in [-1, 1].
+    """Pearson correlation over genes, or over the `top` genes with the largest |true| (ties by position), (P,).
 
-    It is 0 for a prediction that is the same for all genes, and NaN if the true change is.
-
-    Args:
-        top: only this many genes, those with the largest |true| (ties by position).
+    It is in [-1, 1], 0 for a prediction that is the same for all genes, and NaN if the true change is.
     """
     found = np.full(len(true), np.nan)
     for row, (guess, change, kept) in enumerate(zip(predicted, true, keep, strict=True)):

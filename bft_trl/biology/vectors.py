@@ -1,7 +1,7 @@
 """Gene vectors: embedded profiles."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,14 +28,10 @@ class Vectors(NamedTuple):
 
 
 def embed_profiles(profiles: Path, encoder: Encoder, output_path: Path) -> Vectors:
-    """Writes and returns unit vectors of profiles by a sentence encoder (columns gene, vector).
+    """Writes and returns unit vectors of profiles (gene, text) by a sentence encoder (columns gene, vector).
 
-    Args:
-        profiles: table with gene and text. Texts longer than the encoder's limit are truncated, with a warning.
-        encoder: the encoder.
-        output_path: a .parquet file.
-
-    Raises ValueError if `output_path` exists and was made with other settings.
+    Texts longer than the encoder's limit are truncated, with a warning. Raises ValueError if `output_path` is no
+    .parquet file, or was made with other settings.
     """
 
     def encode(texts: list[str]) -> np.ndarray:
@@ -56,19 +52,17 @@ def embed_by_model(
     max_tokens: int = 512,
     device: str | None = None,
 ) -> Vectors:
-    """Writes and returns unit vectors of profiles by a language model (columns gene, vector).
+    """Writes and returns unit vectors of profiles (gene, text) by a language model (columns gene, vector).
 
     A vector is the mean of the last layer's hidden states over the tokens of the profile, without a prompt.
 
     Args:
-        profiles: table with gene and text.
+        profiles, output_path: as for [`embed_profiles`].
         run: the model and its adapter.
-        output_path: a .parquet file.
         batch_size: texts per forward pass; texts of similar length share a batch.
         max_tokens: longer texts are truncated.
         device: see [`load_run`].
 
-    Raises ValueError if an option is out of range or `output_path` exists and was made with other settings.
     """
     if batch_size < 1 or max_tokens < 1:
         raise ValueError(f"`batch_size={batch_size}` and `max_tokens={max_tokens}` must be at least 1.")
@@ -84,23 +78,20 @@ def embed_by_model(
 def read_vectors(path: Path) -> Vectors:
     """Reads a table with gene and vector (lists of numbers of one length), each gene once.
 
-    Raises ValueError for repeated genes, vectors of several lengths, numbers that are not finite, and vectors that
-    are all the same.
+    Raises ValueError for anything else, numbers that are not finite, and vectors that are all the same.
     """
     table = read_table(path, ["gene", "vector"])
     genes = ids_as_text(table["gene"], where=path).str.strip()
     if genes.isna().any() or genes.duplicated().any():
         raise ValueError(f"{path}: each vector needs a gene, and each gene one vector.")
     try:
-        values = np.array(table["vector"].tolist(), dtype=np.float32)
+        values = np.array(table["vector"].tolist(), dtype=np.float32).reshape(len(table), -1)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: the vectors are not lists of numbers of one length ({error}).") from error
-    if values.ndim != 2 or not values.shape[1]:
-        raise ValueError(f"{path}: the vectors are not lists of numbers of one length.")
     bad = genes[~np.isfinite(values).all(1)]
     if len(bad):
         raise ValueError(f"{path}: {len(bad)} vectors contain NaN or infinity, such as that of {bad.iloc[0]!r}.")
-    if len(genes) > 1 and np.ptp(values, axis=0).max() == 0:
+    if len(genes) > 1 and not np.ptp(values, axis=0).any():
         raise ValueError(f"{path}: all {len(genes)} vectors are the same.")
     return Vectors(genes.tolist(), values)
 
@@ -117,6 +108,26 @@ def read_named_vectors(paths: Sequence[Path], *, reserved: Sequence[str]) -> dic
         if name in reserved:
             raise ValueError(f"`vectors`: {name!r} is the name of a control or a column. Rename the file.")
     return {name: read_vectors(path) for name, path in zip(names, paths, strict=True)}
+
+
+def covered(named: Mapping[str, Vectors], *genes: Sequence[str]) -> tuple[np.ndarray, dict[str, float]]:
+    """Returns which units have vectors of their genes in every set, (N,) bool, and the fraction that each set has.
+
+    Logs a warning if units are left out. `genes` are one or two sequences (N,): units are genes or pairs of genes.
+    """
+    has = {
+        name: np.logical_and.reduce([pd.Series(ends).isin(found.genes) for ends in genes])
+        for name, found in named.items()
+    }
+    coverage = {name: float(mask.mean()) for name, mask in has.items()}
+    kept = np.logical_and.reduce(list(has.values()))
+    if not kept.all():
+        first = [ends[int(kept.argmin())] for ends in genes]
+        logger.warning(
+            "%d of %d have no vector in one of the sets and are left out, such as %s. Coverage: %s",
+            *((~kept).sum(), len(kept), " ".join(first), coverage),
+        )
+    return kept, coverage
 
 
 def _mean_hidden_states(
