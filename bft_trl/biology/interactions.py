@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from bft_trl.biology import plots, task_metrics
+from bft_trl.biology import task_metrics
 from bft_trl.biology.controls import PairInput, pair_inputs
 from bft_trl.biology.pairs import read_pairs, share_a_term
 from bft_trl.biology.predictors import fit
@@ -122,15 +122,14 @@ def _results(scored: Scored, settings: Mapping[str, Any], seed: int, n_resamples
     estimates: dict[str, dict[str, Estimate]] = {name: {} for name in scored.probabilities}
     for (name, metric), value in scores.groupby(["model", "metric"], sort=False)["score"].mean().items():
         estimates[name][metric] = interval(value, resampled[name, metric])
-    labels, test = scored.test["label"].to_numpy(), scored.test
+    test = scored.test
 
     def compare(metric: str, one: str, other: str) -> dict[str, float]:
         difference = resampled[one, metric] - resampled[other, metric]
         found = interval(estimates[one][metric].value - estimates[other][metric].value, difference)
         p = task_metrics.bootstrap_p(difference)
-        return {"difference": found.value, "low": found.low, "high": found.high, "p": p, "n": len(labels)}
+        return {"difference": found.value, "low": found.low, "high": found.high, "p": p, "n": len(test)}
 
-    shown = {name if len(d) == 1 else f"{name}, first draw": d[0] for name, d in scored.probabilities.items()}
     sizes = {"n_test": len(test), "n_no_shared_term": int(test["no_shared_term"].sum())}
     return TaskResults(
         task="interactions",
@@ -142,8 +141,6 @@ def _results(scored: Scored, settings: Mapping[str, Any], seed: int, n_resamples
         coverage=scored.coverage,
         settings={**settings, **sizes, "seed": seed},
         details=scored.details,
-        plot=lambda kind: plots.roc_plot(labels, shown, list(scored.coverage), kind),
-        plot_name="roc",
         n_resamples=n_resamples,
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from bft_trl.biology import plots, task_metrics
+from bft_trl.biology import task_metrics
 from bft_trl.biology.cells import MIN_CELLS, MIN_PERTURBATIONS, Changes, changes_of_cells
 from bft_trl.biology.controls import random_like, shuffled
 from bft_trl.biology.predictors import fold_rows, predict_unseen
@@ -156,7 +156,6 @@ def _results(scored: Scored, settings: Mapping[str, Any]) -> TaskResults:
         found, p = cross_validated(difference, n_train=scored.n_train)
         return {"difference": found.mean, "low": found.low, "high": found.high, "p": p, "n": len(difference)}
 
-    shown = [*scored.coverage, "training_mean"]
     changes = scored.changes
     sizes = {"n_perturbations": len(changes.perturbations), "n_genes": len(changes.genes), "folds": scored.n_folds}
     return TaskResults(
@@ -169,8 +168,6 @@ def _results(scored: Scored, settings: Mapping[str, Any]) -> TaskResults:
         coverage=scored.coverage,
         settings={**settings, **sizes},
         details={name: {"predictors": found} for name, found in scored.chosen.items()},
-        plot=lambda kind: plots.per_perturbation_plot(means["pearson_delta"], shown, kind),
-        plot_name="perturbations",
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from bft_trl.biology.plots import TITLES
 from bft_trl.biology.task_metrics import Estimate
 from bft_trl.comparison.forest import forest_plot
 from bft_trl.comparison.page import html_page
@@ -37,8 +36,6 @@ class TaskResults:
     coverage: Mapping[str, float]  # fraction of units for which a vector set has vectors, by name of the set
     settings: Mapping[str, Any]  # that have to agree for two results to be comparable
     details: Mapping[str, Mapping[str, Any]]  # by name
-    plot: Callable[[str], bytes]  # of "png" or "svg"
-    plot_name: str  # in TITLES
     n_resamples: int | None = None  # of the bootstrap, if there is one
 
 
@@ -57,9 +54,8 @@ def write_results(results: TaskResults, output_dir: Path, *, baseline: str) -> p
     """Writes everything into `output_dir` and returns the metrics (model, metric, value, low, high).
 
     The files are scores.parquet and settings.json (one score per unit), metrics.json, tests.parquet (each vector set
-    against every control and every other set), index.html, and the plots (.png).
-
-    The page compares the vector sets with `baseline`, a vector set or control.
+    against every control and every other set), and index.html and forest.png, which compare the vector sets with
+    `baseline`, a vector set or control.
     """
     tests = _tests(results, baseline)
     page = _page(results, tests, baseline)
@@ -71,13 +67,11 @@ def write_results(results: TaskResults, output_dir: Path, *, baseline: str) -> p
     more = {
         "tests.parquet": parquet_bytes(tests),
         "metrics.json": metrics.to_json(orient="records", indent=2, double_precision=15).encode(),
-        f"{results.plot_name}.png": results.plot("png"),
     }
     forest = ""
     if page["rows"]:
         more["forest.png"], forest = forest_plot(page, "png"), forest_plot(page, "svg").decode()
-    figures = [(TITLES[results.plot_name], results.plot("svg").decode())]
-    more["index.html"] = html_page(page, forest, figures=figures).encode()
+    more["index.html"] = html_page(page, forest).encode()
     models: dict[str, dict[str, Any]] = {}
     for name in results.estimates:
         kind = "model" if name in results.coverage else "baseline"
