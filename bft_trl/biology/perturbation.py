@@ -88,12 +88,8 @@ def score_perturbations(changes: Changes, named: Mapping[str, Vectors], *, seed:
     """Predicts the change under each perturbation from the others, and scores the predictions.
 
     One perturbation is left out at a time; above 100 there are five folds. All sets are compared on the perturbations
-    for which each has a vector; the coverage is the fraction that a set has.
-
-    Args:
-        changes: of all perturbations.
-        named: vector sets by name.
-        seed: of the folds and the random vectors, whose draws are `seed`, `seed + 1`, ... in the scores.
+    for which each has a vector; the coverage is the fraction that a set has. `seed` is that of the folds and the
+    random vectors, whose draws are `seed`, `seed + 1`, ... in the scores.
 
     Raises ValueError if too few perturbations can be compared.
     """
@@ -111,9 +107,8 @@ def score_perturbations(changes: Changes, named: Mapping[str, Vectors], *, seed:
     for_folds, for_inner_folds, *for_controls = np.random.default_rng(seed).spawn(4)
     folds = fold_rows(count, n_folds, for_folds)
     inner_seed = int(for_inner_folds.integers(2**32))
-    wanted = {name: found.values[found.rows(changes.perturbations)] for name, found in named.items()}
-    first = next(iter(wanted.values()))
-    inputs = {name: [values] for name, values in wanted.items()}
+    inputs = {name: [found.values[found.rows(names)]] for name, found in named.items()}
+    first = next(iter(inputs.values()))[0]
     for (name, draw), rng in zip({"random": random_like, "shuffled": shuffled}.items(), for_controls, strict=True):
         inputs[name] = [draw(first, rng) for _ in range(DRAWS if count <= SMALL else 1)]
     predicted: dict[str, list[np.ndarray]] = {}
@@ -125,7 +120,7 @@ def score_perturbations(changes: Changes, named: Mapping[str, Vectors], *, seed:
             for values in draws
         ]
         predicted[name] = [found for found, _ in fits]
-        chosen[name] = pd.Series([one for _, names in fits for one in names]).value_counts().to_dict()
+        chosen[name] = pd.Series([one for _, best in fits for one in best]).value_counts().to_dict()
     predicted["no_change"] = [np.zeros_like(changes.train)]
     predicted["training_mean"] = [np.empty_like(changes.train)]
     for test in folds:

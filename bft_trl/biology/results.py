@@ -76,7 +76,7 @@ def write_results(results: TaskResults, output_dir: Path, *, baseline: str) -> p
     for name in results.estimates:
         kind = "model" if name in results.coverage else "baseline"
         models[name] = {"kind": kind, "coverage": results.coverage.get(name), **results.details.get(name, {})}
-    lower = {metric: False for metric in results.metrics if metric.startswith(LOWER_IS_BETTER)}
+    lower = {metric: False for metric in results.metrics if metric in LOWER_IS_BETTER}
     settings = {"tasks": {results.task: {**results.settings, "higher_is_better": lower}}, "models": models}
     write_scores(output_dir, results.scores.assign(task=results.task), settings, more)
     return metrics
