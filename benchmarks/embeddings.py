@@ -77,8 +77,8 @@ def perturbation(case: dict[str, Any]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     names = [f"P{number}" for number in range(count)]
     changes = rng.standard_normal((count, n_genes))
-    found = Changes(names, [f"G{number}" for number in range(n_genes)], changes, changes, changes > 1, {})
-    vectors = Vectors(names, rng.standard_normal((count, 384)).astype(np.float32), {})
+    found = Changes(names, [f"G{number}" for number in range(n_genes)], changes, changes, changes > 1)
+    vectors = Vectors(names, rng.standard_normal((count, 384)).astype(np.float32))
     started = time.perf_counter()
     score_perturbations(found, {"text": vectors})
     return {"seconds": time.perf_counter() - started, "size": f"{count} x {n_genes}"}
@@ -86,7 +86,7 @@ def perturbation(case: dict[str, Any]) -> dict[str, Any]:
 
 def _pairs(path: str | None, rng: np.random.Generator) -> pd.DataFrame:
     if path is not None:
-        return read_pairs(Path(path)).pairs
+        return read_pairs(Path(path))
     drawn = rng.integers(8000, size=(263_016, 2))
     pairs = pd.DataFrame(drawn, columns=["gene_a", "gene_b"]).astype(str)
     return pairs.assign(label=rng.integers(0, 2, len(pairs)))

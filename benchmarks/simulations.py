@@ -119,13 +119,13 @@ TASKS = {"perturbation": perturbation, "interactions": interactions}
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean metric, how often the interval contains the truth, and how often a gain was found, per task and kind."""
     table = table.assign(
-        holds=(table["low"] <= table["truth"]) & (table["truth"] <= table["high"]),
-        naive_holds=(table["naive_low"] <= table["truth"]) & (table["truth"] <= table["naive_high"]),
+        covered=(table["low"] <= table["truth"]) & (table["truth"] <= table["high"]),
+        naive_covered=(table["naive_low"] <= table["truth"]) & (table["truth"] <= table["naive_high"]),
         found=(table["p"] < ALPHA) & (table["difference"] > 0),
         loss=(table["p"] < ALPHA) & (table["difference"] < 0),
     )
     return table.groupby(["task", "planted"])[
-        ["value", "truth", "difference", "holds", "naive_holds", "found", "loss"]
+        ["value", "truth", "difference", "covered", "naive_covered", "found", "loss"]
     ].mean()
 
 
@@ -133,18 +133,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=200, help="of each (default: 200)")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="the others' rows stay")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("simulations.csv"))
+    parser.add_argument("--output_path", type=Path, default=Path(__file__).with_name("simulations.csv"))
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    if args.out.exists():
-        before = pd.read_csv(args.out)
+    if args.output_path.exists():
+        before = pd.read_csv(args.output_path)
         rows = before[~before["task"].isin(args.tasks)].to_dict("records")
     for task in (TASKS[name] for name in args.tasks):
         for planted in (False, True):
             for seed in tqdm(range(args.simulations), desc=f"{task.__name__}, {'planted' if planted else 'null'}"):
                 found = task(np.random.default_rng(seed), planted=planted)
                 rows.append({"task": task.__name__, "planted": planted, "seed": seed} | found)
-            with atomic_file(args.out) as temporary:
+            with atomic_file(args.output_path) as temporary:
                 pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.5g")
     print(summary(pd.DataFrame(rows)).round(3).to_string())
 

@@ -79,7 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     rng = np.random.default_rng(args.seed)
-    train, test = read_pairs(args.train).pairs, read_pairs(args.test).pairs
+    train, test = read_pairs(args.train), read_pairs(args.test)
     if args.all:
         tested = {*test["gene_a"], *test["gene_b"]}
         shared = train["gene_a"].isin(tested) | train["gene_b"].isin(tested)

@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from bft_trl.biology import predictors
 from bft_trl.biology import task_metrics as metrics
-from bft_trl.biology.cells import Changes, changes_of_cells, changes_of_table, read_anndata
+from bft_trl.biology.cells import Changes, changes_of_cells
 from bft_trl.biology.perturbation import score_perturbations, target_genes_left_out
 from bft_trl.biology.vectors import Vectors
 
@@ -85,7 +85,7 @@ def test_metrics_agree_with_cell_eval():
 
     pair = PerturbationAnndataPair(real=cells(true), pred=cells(predicted), pert_col="target", control_pert="control")
     everything = np.ones_like(true, dtype=bool)
-    changes = Changes(genes[:6], genes, true, true, None, {})
+    changes = Changes(genes[:6], genes, true, true, true > 0)
     for ours, other in (
         (metrics.pearson_delta(predicted, true, everything), theirs.pearson_delta(pair)),
         (metrics.mse(predicted, true, everything), theirs.mse_delta(pair)),
@@ -129,7 +129,6 @@ def test_changes_by_hand():
     assert found.perturbations == ["A", "B", "X"]
     both = {tuple(np.round(changes[0], 6)) for changes in (found.train, found.test)}
     assert both == {(2.5, 1, 0), (0.5, 1, 0)}
-    assert found.report == {"control_cells": [1, 1], "left_out": {}}
 
 
 def test_significance_is_welch_with_benjamini_hochberg():
@@ -160,21 +159,18 @@ def test_counts_are_normalized_to_the_median_of_the_controls():
     [
         (None, {"column": "gene"}, "perturbation_column='gene'.*obs has"),
         (None, {"control": "NT"}, "control='NT'.*0 control cells, and 20 are needed.*'ctrl'"),
-        (None, {"min_cells": 0}, "min_cells=0. must be at least 1"),
-        (None, {"min_cells": 21}, "control cells, and 42 are needed"),
         ("linear", {}, "X contains values up to .* take log1p"),
         ("counts", {}, "X contains whole numbers only.*For raw counts, add --raw_counts"),
         (None, {"raw_counts": True}, "contains numbers that are not counts"),
-        ("negative", {}, "negative values .down to -1"),
-        ("nan", {}, "1 values that are NaN"),
+        ("nan", {}, "NaN, infinite or negative values"),
     ],
 )
 def test_cells_that_cannot_be_used(change, options, message):
     cells = many_cells(np.random.default_rng(0), counts=change == "counts")
     if change == "linear":
         cells.X = cells.X * 100.5
-    if change in ("negative", "nan"):
-        cells.X[0, 0] = {"negative": -1, "nan": np.nan}[change]
+    if change == "nan":
+        cells.X[0, 0] = np.nan
     with pytest.raises(ValueError, match=message):
         changes_of(cells, **options)
 
@@ -187,49 +183,7 @@ def test_perturbations_with_few_cells_and_cells_without_a_label_are_left_out(cap
     cells.obs["target"] = labels
     found = changes_of(cells)
     assert found.perturbations == ["A", "B", "C"]
-    assert found.report == {"control_cells": [19, 18], "left_out": {"D": 2}}
     assert "fewer than 10 cells and are left out: D (2)" in caplog.text
-    assert "3 cells have no perturbation and are left out" in caplog.text
-
-
-def test_truncated_and_incomplete_h5ad(tmp_path):
-    whole, cut = tmp_path / "whole.h5ad", tmp_path / "cut.h5ad"
-    many_cells(np.random.default_rng(0)).write_h5ad(whole)
-    for length in (0, 100, whole.stat().st_size // 2, whole.stat().st_size - 1):
-        cut.write_bytes(whole.read_bytes()[:length])
-        with pytest.raises(ValueError, match="cut.h5ad: cannot be read as h5ad"):
-            read_anndata(cut)
-    cells_without = anndata.AnnData(obs=pd.DataFrame(index=["c0"]), var=pd.DataFrame(index=["A"]))
-    cells_without.write_h5ad(cut)
-    with pytest.raises(ValueError, match="cut.h5ad: needs an expression matrix X"):
-        read_anndata(cut)
-    with pytest.raises(FileNotFoundError, match="none.h5ad: no such file"):
-        read_anndata(tmp_path / "none.h5ad")
-    assert read_anndata(whole).shape == (100, 3)
-
-
-def test_changes_of_a_table(tmp_path, caplog):
-    def changes(rows, **options):
-        pd.DataFrame(rows, columns=["perturbation", "gene", "delta"]).to_csv(tmp_path / "delta.csv", index=False)
-        return changes_of_table(tmp_path / "delta.csv", **options)
-
-    rows = [(name, gene, i) for i, (name, gene) in enumerate((n, g) for n in ("B+A", "C+ctrl", "D") for g in "YX")]
-    for control_rows in ([], [("ctrl", "X", 9), ("ctrl+ctrl", "X", 9)]):
-        found = changes([*rows, *control_rows], control="ctrl")
-        assert found.perturbations == ["A+B", "C", "D"]
-        assert found.genes == ["X", "Y"]
-        assert found.train.tolist() == [[1, 0], [3, 2], [5, 4]]
-    assert found.significant is None
-    assert "no column 'fdr', so sign accuracy is not computed" in caplog.text
-    for wrong, message in (
-        ([row for row in rows if row[:2] != ("D", "Y")], "not finite, such as that of 'Y' under 'D'"),
-        ([*rows, ("D", "X", 1)], "'D' and 'X' are together more than once"),
-        ([*rows, ("E", "X", "x")], "'delta' and 'fdr' must be numbers"),
-        ([*rows, (None, "X", 1)], "1 rows lack a perturbation or a gene, the first is row 6"),
-        (rows[:2], "1 perturbations; at least 3"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            changes(wrong)
 
 
 def standardized(train, test):
@@ -274,7 +228,7 @@ def test_inner_errors_from_the_gram_matrix_are_those_of_the_changes():
         train = np.setdiff1d(np.arange(15), test)
         for name, weights_of in predictors.candidates(vectors[train], vectors[test]).items():
             errors[name] = errors.get(name, 0) + ((weights_of() @ changes[train] - changes[test]) ** 2).sum()
-    best = predictors._best(vectors, changes @ changes.T, np.eye(15, dtype=bool), np.random.default_rng(5))
+    best = predictors._best(vectors, changes @ changes.T, np.random.default_rng(5))
     assert best == min(errors, key=errors.__getitem__)
     assert best.startswith("ridge")
 
@@ -292,56 +246,18 @@ def test_predictions_do_not_depend_on_the_changes_of_their_fold():
     assert sorted(np.concatenate(folds)) == list(range(12))
 
 
-def test_sums_of_single_perturbations_by_hand():
-    found = predictors.additive(["A", "B", "A+B", "A+C"], np.array([[1.0, 2], [10, 20], [0, 0], [0, 0]]))
-    assert found[2].tolist() == [11, 22]
-    assert np.isnan(found[[0, 1, 3]]).all()
-
-
-def vectors_of(genes, values):
-    return Vectors(list(genes), np.asarray(values, dtype=np.float32), {})
-
-
 def simulated(rng, names):
     """Changes that are linear in the vectors of the genes; the first perturbation's own gene changes by -50."""
-    singles = sorted({gene for name in names for gene in name.split("+")})
-    vectors = {gene: rng.standard_normal(6) for gene in singles}
-    weights = rng.standard_normal((6, 40))
-    effect = {gene: vectors[gene] @ weights + 0.3 * rng.standard_normal(40) for gene in singles}
-    changes = np.array([sum(effect[gene] for gene in name.split("+")) for name in names])
+    vectors = rng.standard_normal((len(names), 6))
+    changes = vectors @ rng.standard_normal((6, 40)) + 0.3 * rng.standard_normal((len(names), 40))
     changes[0, -1] = -50.0
     genes = [*(f"G{i}" for i in range(39)), names[0]]
-    found = Changes(names, genes, changes, changes, np.ones_like(changes, dtype=bool), {})
-    return found, vectors_of(vectors, list(vectors.values()))
+    return Changes(names, genes, changes, changes, np.ones_like(changes, dtype=bool)), Vectors(
+        names, vectors.astype(np.float32)
+    )
 
 
 TWENTY = [f"P{i}" for i in range(20)]
-
-
-def test_perturbations_that_share_a_gene_are_not_learned_from():
-    """Eight genes, alone and in every pair, with random vectors: a gene that was seen in a pair would be known."""
-    rng = np.random.default_rng(0)
-    genes = [f"P{i}" for i in range(8)]
-    names = [*genes, *(f"{a}+{b}" for i, a in enumerate(genes) for b in genes[i + 1 :])]
-    effect = {gene: rng.standard_normal(30) for gene in genes}
-    changes = np.array([sum(effect[gene] for gene in name.split("+")) for name in names])
-    data = Changes(names, [f"G{i}" for i in range(30)], changes, changes, None, {})
-    scored = score_perturbations(data, {"noise": vectors_of(genes, rng.standard_normal((8, 5)))})
-    singles = scored.scores[scored.scores["unit"].isin(genes) & (scored.scores["metric"] == "pearson_delta")]
-    means = singles.groupby("model")["score"].mean()
-    assert means[["noise", "random", "shuffled", "training_mean"]].max() < 0.3
-    # P0 is predicted from the 7 + 21 perturbations without it.
-    related = np.array([[bool({*a.split("+")} & {*b.split("+")}) for b in names] for a in names])
-    train = predictors.training_rows(np.array([0]), related)
-    assert [names[row] for row in train] == [name for name in names if "P0" not in name]
-    assert scored.n_train == 6 + 15  # a pair shares a gene with more
-
-
-@pytest.mark.parametrize(("count", "folds"), [(3, None), (4, 2), (5, 2)])
-def test_the_fewest_perturbations(count, folds):
-    changes, vectors = simulated(np.random.default_rng(0), TWENTY[:count])
-    scored = score_perturbations(changes, {"text": vectors}, folds=folds)
-    assert np.isfinite(scored.predicted["text"]).all()
 
 
 def test_a_planted_response_is_found_without_the_target_gene():
@@ -353,40 +269,23 @@ def test_a_planted_response_is_found_without_the_target_gene():
     assert means["pearson_delta"][["random", "shuffled", "training_mean", "no_change"]].max() < 0.3
     expected = np.mean([np.mean(np.delete(row, 39) ** 2 if i == 0 else row**2) for i, row in enumerate(changes.test)])
     assert means["mse", "no_change"] == pytest.approx(expected)
-    # With its own gene, at -50, the first perturbation's error is far greater.
-    assert means["mse_with_target", "text"] > means["mse", "text"] + 50**2 / 40 / 20 / 2
     assert scored.coverage == {"text": 1.0}
     assert scored.n_folds == 20
     # Another set that comes first and has other dimensions changes no score.
-    other = vectors_of(vectors.genes, np.random.default_rng(1).standard_normal((20, 3)))
+    other = Vectors(vectors.genes, np.random.default_rng(1).standard_normal((20, 3)))
     again = score_perturbations(changes, {"other": other, "text": vectors}).scores
     for name in ("text", "training_mean"):
         one, two = (table[table["model"] == name].reset_index(drop=True) for table in (scored.scores, again))
         assert one.equals(two)
 
 
-def test_double_perturbations_have_summed_vectors_and_an_additive_baseline():
-    names = [*(f"P{i}" for i in range(8)), "P0+P1", "P2+P3", "P4+Q"]
-    changes, vectors = simulated(np.random.default_rng(0), names)
-    scored = score_perturbations(changes, {"text": vectors})
-    additive = scored.scores[scored.scores["model"] == "additive"].set_index(["metric", "unit"])["score"]
-    assert set(additive["mse"].index) == {"P0+P1", "P2+P3"}
-    assert scored.predicted["additive"][8] == pytest.approx(changes.train[0] + changes.train[1])
-    # Ranked among all eleven, as the others are, not among the two that have a sum.
-    distances = np.abs(changes.test - scored.predicted["additive"][9]).sum(1)
-    nearer = (distances < distances[9]).sum()
-    assert additive["discrimination_with_target", "P2+P3"] == pytest.approx(1 - nearer / 10)
-
-
 def test_perturbations_without_a_vector_are_counted(caplog):
     changes, full = simulated(np.random.default_rng(0), TWENTY)
     some = full._replace(genes=full.genes[:15], values=full.values[:15])
-    scored = score_perturbations(changes, {"full": full, "some": some}, folds=3)
+    scored = score_perturbations(changes, {"full": full, "some": some})
     assert scored.coverage == {"full": 1.0, "some": 0.75}
     assert scored.changes.perturbations == [name for name in changes.perturbations if name in some.genes]
-    assert "5 of 20 perturbations have no vector in one of the sets" in caplog.text
+    assert "5 of 20 have no vector in one of the sets and are left out, such as P15" in caplog.text
     few = full._replace(genes=[*full.genes[:2], "Q"], values=full.values[:3])
     with pytest.raises(ValueError, match="2 of 20 perturbations have a vector in every set, and 3 are needed"):
         score_perturbations(changes, {"few": few})
-    with pytest.raises(ValueError, match="folds=21.*at most 20"):
-        score_perturbations(changes, {"full": full}, folds=21)

@@ -1,13 +1,10 @@
-"""Expression changes of perturbations against control cells, from AnnData or from a table."""
+"""Expression changes of perturbations against control cells."""
 
 import logging
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-
-from bft_trl.data.tables import ids_as_text, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -23,31 +20,14 @@ class Changes(NamedTuple):
     """Changes of P perturbations in G genes against control cells, in log expression.
 
     `train` and `test` are the same perturbations against different halves of the control cells: a predictor that is
-    fitted to `train` of some perturbations is compared with `test` of others, and both share no cell. From a table
-    they are the same.
+    fitted to `train` of some perturbations is compared with `test` of others, and both share no cell.
     """
 
     perturbations: list[str]
     genes: list[str]
     train: np.ndarray  # (P, G) float64
     test: np.ndarray  # (P, G) float64
-    significant: np.ndarray | None  # (P, G) bool; None if unknown
-    report: dict[str, Any]
-
-
-def read_anndata(path: Path) -> Any:
-    """Reads an AnnData from a .h5ad file. Raises FileNotFoundError or ValueError with the name of the file."""
-    import anndata
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
-    try:
-        cells = anndata.read_h5ad(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:  # TypeError: HDF5 that is not AnnData
-        raise ValueError(f"{path}: cannot be read as h5ad ({error}). Is the file complete?") from error
-    if cells.X is None or not cells.var_names.is_unique:
-        raise ValueError(f"{path}: needs an expression matrix X, and unique var_names.")
-    return cells
+    significant: np.ndarray  # (P, G) bool
 
 
 def changes_of_cells(
@@ -63,19 +43,17 @@ def changes_of_cells(
 
     Args:
         cells: AnnData; X is log expression, sparse or dense.
-        column: of `cells.obs`, with the perturbation of each cell: a gene, or several joined by "+". Parts that are
-            `control` ("A+ctrl") are dropped.
+        column: of `cells.obs`, with the perturbed gene of each cell; "A+ctrl" is "A" if `control` is "ctrl".
         control: value of `column` for control cells.
         raw_counts: X contains counts. They are normalized to the median total of the control cells, then log1p.
         min_cells: perturbations with fewer cells are left out, with a warning.
         rng: splits the control cells into halves.
 
-    Raises ValueError with the name of the argument for an unknown column, too few control cells or perturbations, and
-    X that is not finite, negative, or contains counts or log values where the other is expected.
+    Raises ValueError for an unknown column, too few control cells or perturbations, and X that cannot be expression.
     """
     from scipy import sparse
 
-    names, kept, left_out = _cell_labels(cells.obs, column, control, min_cells)
+    names, kept = _cell_labels(cells.obs, column, control, min_cells)
     is_control = names == control
     expression = sparse.csr_matrix(cells.X, dtype=np.float64)
     _check_expression(expression.data, raw_counts=raw_counts)
@@ -88,83 +66,26 @@ def changes_of_cells(
     for number, half in enumerate(halves):
         groups[half] = len(kept) + number
     mean, variance, size = _moments(expression, groups, len(kept) + 2)
-    return Changes(
-        perturbations=kept,
-        genes=[str(gene) for gene in cells.var_names],
-        train=mean[:-2] - mean[-2],
-        test=mean[:-2] - mean[-1],
-        significant=_significant(mean, variance, size),
-        report={"control_cells": [len(half) for half in halves], "left_out": left_out},
-    )
+    significant = _significant(mean, variance, size)
+    return Changes(kept, list(cells.var_names), mean[:-2] - mean[-2], mean[:-2] - mean[-1], significant)
 
 
-def changes_of_table(path: Path, *, control: str | None = None) -> Changes:
-    """Reads expression changes from a table with perturbation, gene, delta and optionally fdr.
-
-    Args:
-        path: every perturbation needs every gene.
-        control: value of perturbation that is left out.
-
-    Raises ValueError for missing or repeated entries, numbers that are not finite, and fewer than 3 perturbations.
-    """
-    table = read_table(path, ["perturbation", "gene", "delta"])
-    try:
-        numbers = {name: pd.to_numeric(table[name]) for name in ("delta", "fdr") if name in table}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: 'delta' and 'fdr' must be numbers ({error}).") from error
-    genes = ids_as_text(table["gene"], where=path)
-    names = ids_as_text(table["perturbation"], where=path).map(lambda name: _canonical(name, control))
-    missing = (names == "") | genes.isna() | (genes == "")
-    if missing.any():
-        raise ValueError(
-            f"{path}: {missing.sum()} rows lack a perturbation or a gene, the first is row {missing.argmax()}."
-        )
-    table = pd.DataFrame({"perturbation": names, "gene": genes, **numbers})[names != control]
-    repeated = table.duplicated(["perturbation", "gene"])
-    if repeated.any():
-        row = table[repeated].iloc[0]
-        raise ValueError(f"{path}: {row['perturbation']!r} and {row['gene']!r} are together more than once.")
-    wide = table.pivot(index="perturbation", columns="gene")  # sorted
-    deltas = wide["delta"].to_numpy(dtype=np.float64)
-    bad = np.argwhere(~np.isfinite(deltas))
-    if len(bad):
-        perturbation, gene = wide.index[bad[0][0]], wide["delta"].columns[bad[0][1]]
-        raise ValueError(
-            f"{path}: {len(bad)} deltas are missing or not finite, such as that of {gene!r} under {perturbation!r}: "
-            "each perturbation needs each gene."
-        )
-    if len(wide) < MIN_PERTURBATIONS:
-        raise ValueError(f"{path}: {len(wide)} perturbations; at least {MIN_PERTURBATIONS} are needed.")
-    if "fdr" not in table:
-        logger.warning("%s has no column 'fdr', so sign accuracy is not computed.", path)
-    significant = (wide["fdr"] < FDR).to_numpy() if "fdr" in table else None
-    return Changes(list(wide.index), [str(gene) for gene in wide["delta"].columns], deltas, deltas, significant, {})
-
-
-def _canonical(name: str | None, control: str | None) -> str:
-    """Genes sorted and without controls: "B+A" is "A+B", "A+ctrl" is "A", and "ctrl+ctrl" is the control."""
-    parts = {part.strip() for part in (name or "").split("+")} - {""}
-    return "+".join(sorted(parts - {control})) or (control if control in parts and control else "")
-
-
-def _cell_labels(
-    obs: pd.DataFrame, column: str, control: str, min_cells: int
-) -> tuple[np.ndarray, list[str], dict[str, int]]:
-    """Perturbation of each cell, perturbations with enough cells, and sizes of the others."""
-    if min_cells < 1:
-        raise ValueError(f"`min_cells={min_cells}` must be at least 1.")
+def _cell_labels(obs: pd.DataFrame, column: str, control: str, min_cells: int) -> tuple[np.ndarray, list[str]]:
+    """Perturbation of each cell, and the perturbations with enough cells, sorted."""
     if column not in obs:
         raise ValueError(f"`perturbation_column={column!r}` is not in the data; obs has {list(obs.columns)}.")
-    labels = obs[column].astype("string").fillna("")
-    names = labels.map({label: _canonical(label, control) for label in labels.unique()})
+
+    def without_control(label: str) -> str:
+        parts = [part for part in label.split("+") if part]
+        return "+".join(part for part in parts if part != control) or "+".join(parts[:1])
+
+    names = obs[column].astype("string").fillna("").map(without_control)
     sizes = names.value_counts()
-    if sizes.get(control, 0) < 2 * min_cells:
+    if sizes.get(control, 0) < max(2, 2 * min_cells):
         raise ValueError(
             f"`control={control!r}`: {sizes.get(control, 0)} control cells, and {2 * min_cells} are needed. The most "
             f"frequent values of {column!r} are {list(sizes.index[:5])}."
         )
-    if "" in sizes:
-        logger.warning("%d cells have no perturbation and are left out.", sizes[""])
     sizes = sizes.drop([control, ""], errors="ignore")
     few = sizes[sizes < min_cells]
     if len(few):
@@ -172,19 +93,13 @@ def _cell_labels(
         logger.warning("%d perturbations have fewer than %d cells and are left out: %s", len(few), min_cells, shown)
     if len(sizes) - len(few) < MIN_PERTURBATIONS:
         raise ValueError(f"`min_cells={min_cells}`: fewer than {MIN_PERTURBATIONS} perturbations have as many cells.")
-    kept = sorted(sizes.index[sizes >= min_cells])
-    return names.to_numpy(dtype=object), kept, {str(name): int(size) for name, size in few.items()}
+    return names.to_numpy(dtype=object), sorted(sizes.index[sizes >= min_cells])
 
 
 def _check_expression(values: np.ndarray, *, raw_counts: bool) -> None:
-    if not np.isfinite(values).all():
-        raise ValueError(f"X contains {(~np.isfinite(values)).sum()} values that are NaN or infinite.")
-    low, high = values.min(initial=0), values.max(initial=0)
-    if low < 0:
-        raise ValueError(
-            f"X contains negative values (down to {low:.3g}); log expression is needed, not scaled values."
-        )
-    whole = len(values) > 0 and bool((values == np.rint(values)).all())
+    if not np.isfinite(values).all() or values.min(initial=0) < 0:
+        raise ValueError("X contains NaN, infinite or negative values; expression is needed, not scaled values.")
+    whole, high = bool((values == np.rint(values)).all()), values.max(initial=0)
     if raw_counts and not whole:
         raise ValueError(
             "`raw_counts=True`, but X contains numbers that are not counts. Is it log expression already?"

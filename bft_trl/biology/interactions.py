@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,20 +12,20 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from bft_trl.biology import plots, task_metrics
+from bft_trl.biology import task_metrics
 from bft_trl.biology.controls import PairInput, pair_inputs
-from bft_trl.biology.pairs import read_pairs, share_a_term, shared_genes
+from bft_trl.biology.pairs import read_pairs, share_a_term
 from bft_trl.biology.predictors import fit
 from bft_trl.biology.profiles import file_hash
-from bft_trl.biology.results import TaskResults, check_options, gene_sets_and_color, write_results
+from bft_trl.biology.results import TaskResults, check_options, write_results
 from bft_trl.biology.task_metrics import RANKING, Estimate, interval
-from bft_trl.biology.vectors import Vectors, read_named_vectors
+from bft_trl.biology.vectors import Vectors, covered, read_named_vectors
 from bft_trl.data.gene_sets import shipped_sets
-from bft_trl.data.tables import read_gene_sets, read_parquet, write_parquet
+from bft_trl.data.tables import read_gene_sets, write_parquet
 
 logger = logging.getLogger(__name__)
 
-CONTROLS = ("random", "shuffled", "identity", "degree", "symbol", "go")
+CONTROLS = ("random", "shuffled", "degree", "go")
 PAIR = ["gene_a", "gene_b", "label"]
 
 
@@ -33,10 +34,8 @@ class Scored(NamedTuple):
 
     test: pd.DataFrame  # gene_a, gene_b, label, no_shared_term
     probabilities: dict[str, np.ndarray]  # (draws, N) by name: several draws of random and shuffled vectors
-    details: dict[str, dict[str, Any]]  # chosen classifier, AUROC of each on the validation pairs, made_of
-    vectors: Mapping[str, Vectors]
+    details: dict[str, dict[str, Any]]  # chosen classifier, AUROC of each on the validation pairs
     coverage: dict[str, float]
-    settings: dict[str, Any]
 
 
 def run_interactions(
@@ -49,7 +48,6 @@ def run_interactions(
     gene_sets: Path | None = None,
     training_sets: Path | None = None,
     baseline: str = "random",
-    color_by: str | None = None,
     seed: int = 0,
     n_resamples: int = 9999,
 ) -> pd.DataFrame:
@@ -59,51 +57,52 @@ def run_interactions(
         train, valid, test: tables of gene_a, gene_b and label; see [`read_pairs`]. `valid` chooses the classifier.
         vectors: tables of gene and vector; the file's stem is the name.
         output_dir: folder for the results; see [`write_results`]. Its predictions are used again if the inputs agree.
-        gene_sets, color_by: of the control "go" and the map; see [`gene_sets_and_color`].
+        gene_sets: of the control "go"; None takes those that ship.
         training_sets: gene sets of the adapter's training data, or its training rows; None takes those that ship.
         baseline: vector set or control that the page compares with.
         seed: of the classifiers, the random vectors and the bootstrap.
         n_resamples: of the bootstrap over genes.
 
-    Returns:
-        The metrics: model, metric, value, low, high.
-
-    Raises ValueError or FileNotFoundError for bad input, before anything is fitted.
+    Returns the metrics (model, metric, value, low, high). Raises ValueError or FileNotFoundError for bad input,
+    before anything is fitted.
     """
     names = [*(path.stem for path in vectors), *CONTROLS]
-    check_options(output_dir, "interactions", names, baseline=baseline, seed=seed)
+    check_options(output_dir, "interactions", names, baseline)
     if n_resamples < 99:
         raise ValueError(f"`n_resamples={n_resamples}` must be at least 99.")
     named = read_named_vectors(vectors, reserved=CONTROLS)
-    sets, color = gene_sets_and_color(gene_sets, color_by, named)
+    sets = shipped_sets() if gene_sets is None else read_gene_sets(gene_sets)
+    learned = shipped_sets("train") if training_sets is None else read_gene_sets(training_sets)
     splits = {"train": train, "valid": valid, "test": test}
-    scored = score_interactions(splits, named, output_dir, sets=sets, training_sets=training_sets, seed=seed)
-    return write_results(_results(scored, color, seed, n_resamples), output_dir, baseline=baseline)
+    settings = {f"{name}_hash": file_hash(path) for name, path in splits.items()}
+    pairs = {name: read_pairs(path) for name, path in splits.items()}
+    scored = score_interactions(pairs, named, output_dir, sets=sets, training_sets=learned, seed=seed)
+    return write_results(_results(scored, settings, seed, n_resamples), output_dir, baseline=baseline)
 
 
 def score_interactions(
-    splits: Mapping[str, Path],
+    pairs: Mapping[str, pd.DataFrame],
     named: Mapping[str, Vectors],
     output_dir: Path,
     *,
     sets: pd.DataFrame,
-    training_sets: Path | None = None,
+    training_sets: pd.DataFrame,
     seed: int = 0,
 ) -> Scored:
     """Fits the classifiers and predicts the test pairs for which every vector set has both genes.
 
-    Arguments as for [`run_interactions`]; `sets` are the gene sets of the control "go".
+    `pairs` are train, valid and test; other arguments as for [`run_interactions`], as tables instead of files.
     """
-    read = {name: read_pairs(path) for name, path in splits.items()}
-    learned = shipped_sets("train") if training_sets is None else _read_sets(training_sets)
-    shared = shared_genes({name: split.pairs for name, split in read.items()})
-    if any(found["genes"] for found in shared.values()):
-        logger.warning(
-            "The splits share genes (%s): a classifier can memorize genes. See the controls 'identity' and 'degree'.",
-            ", ".join(f"{which} {found['genes']}" for which, found in shared.items() if found["genes"]),
-        )
-    pairs, coverage = _covered({name: split.pairs for name, split in read.items()}, named)
-    test = pairs["test"].assign(no_shared_term=~share_a_term(pairs["test"], learned))
+    genes = {name: {*split["gene_a"], *split["gene_b"]} for name, split in pairs.items()}
+    for one, other in combinations(genes, 2):
+        if genes[one] & genes[other]:
+            logger.warning(
+                "%s and %s share genes, which a classifier can memorize. Compare with the control 'degree'.",
+                one,
+                other,
+            )
+    pairs, coverage = _covered(pairs, named)
+    test = pairs["test"].assign(no_shared_term=~share_a_term(pairs["test"], training_sets))
     logger.info("%d of %d test pairs share no training set.", test["no_shared_term"].sum(), len(test))
     probabilities: dict[str, np.ndarray] = {}
     details: dict[str, dict[str, Any]] = {}
@@ -112,17 +111,10 @@ def score_interactions(
         progress.set_postfix_str(name)
         file = output_dir / "predictions" / f"{name}.parquet"
         probabilities[name], details[name] = _predictions(file, given, pairs, seed=seed)
-    settings = {f"{name}_hash": file_hash(path) for name, path in splits.items()} | {
-        "splits": {name: split.report for name, split in read.items()},
-        "shared": shared,
-        "n_test": len(test),
-        "n_no_shared_term": int(test["no_shared_term"].sum()),
-        "seed": seed,
-    }
-    return Scored(test, probabilities, details, named, coverage, settings)
+    return Scored(test, probabilities, details, coverage)
 
 
-def _results(scored: Scored, color: tuple[str, set[str]], seed: int, n_resamples: int) -> TaskResults:
+def _results(scored: Scored, settings: Mapping[str, Any], seed: int, n_resamples: int) -> TaskResults:
     """Metrics with intervals over genes, on all test pairs and on those of no training set ("_no_shared_term")."""
     tables = [
         _scores(draw, scored.test).assign(model=name, seed=seed + number)
@@ -131,37 +123,29 @@ def _results(scored: Scored, color: tuple[str, set[str]], seed: int, n_resamples
     ]
     scores = pd.concat(tables, ignore_index=True)
     resampled = _resampled(scored, np.random.default_rng(seed), n_resamples)
-    labels, none = scored.test["label"].to_numpy(), np.empty(0)
     estimates: dict[str, dict[str, Estimate]] = {name: {} for name in scored.probabilities}
     for (name, metric), value in scores.groupby(["model", "metric"], sort=False)["score"].mean().items():
-        estimates[name][metric] = interval(value, resampled.get((name, metric), none))
-    for name, draws in scored.probabilities.items():
-        errors = [task_metrics.calibration_error(draw, labels) for draw in draws]
-        estimates[name]["calibration_error"] = interval(float(np.mean(errors)), none)
+        estimates[name][metric] = interval(value, resampled[name, metric])
+    test = scored.test
 
-    def test(metric: str, one: str, other: str) -> dict[str, float]:
+    def compare(metric: str, one: str, other: str) -> dict[str, float]:
         difference = resampled[one, metric] - resampled[other, metric]
         found = interval(estimates[one][metric].value - estimates[other][metric].value, difference)
         p = task_metrics.bootstrap_p(difference)
-        return {"difference": found.value, "low": found.low, "high": found.high, "p": p, "n": len(labels)}
+        return {"difference": found.value, "low": found.low, "high": found.high, "p": p, "n": len(test)}
 
-    shown = {name if len(d) == 1 else f"{name}, first draw": d[0] for name, d in scored.probabilities.items()}
+    sizes = {"n_test": len(test), "n_no_shared_term": int(test["no_shared_term"].sum())}
     return TaskResults(
         task="interactions",
         over="genes",
         metrics=list(RANKING),
         scores=scores,
         estimates=estimates,
-        test=test,
-        vectors=scored.vectors,
+        compare=compare,
         coverage=scored.coverage,
-        settings=scored.settings,
+        settings={**settings, **sizes, "seed": seed},
         details=scored.details,
-        plots={
-            "roc": lambda kind: plots.roc_plot(labels, shown, list(scored.vectors), kind),
-            "map": lambda kind: plots.vector_map(scored.vectors, *color, kind),
-        },
-        bootstrap={"seed": seed, "n_resamples": n_resamples},
+        n_resamples=n_resamples,
     )
 
 
@@ -178,19 +162,18 @@ def _predictions(
         fits = []
         for draw in given.draws:
             train, valid = ((draw(pairs[name]), labels[name]) for name in ("train", "valid"))
-            fits.append(fit(train, valid, draw(test), seed=seed, trees=given.trees))
+            fits.append(fit(train, valid, draw(test), seed=seed))
         table = pd.concat([test.assign(draw=n, probability=found.probabilities) for n, found in enumerate(fits)])
         table.attrs = {"key": key, "chosen": fits[0].chosen, "validation": fits[0].validation}
         write_parquet(file, table)
     details = {name: table.attrs[name] for name in ("chosen", "validation")}
-    details |= {"made_of": given.made_of, "draws": len(given.draws)}
     return table["probability"].to_numpy().reshape(len(given.draws), len(test)), details
 
 
 def _scores(probabilities: np.ndarray, test: pd.DataFrame) -> pd.DataFrame:
     """metric, unit, score of one draw."""
     labels, units = test["label"].to_numpy(), (test["gene_a"] + " " + test["gene_b"]).to_numpy()
-    tables = [pd.DataFrame({"metric": "brier", "unit": units, "score": (probabilities - labels) ** 2})]
+    tables = []
     for suffix, some in _subsets(test).items():
         positive = units[some][labels[some] == 1]
         for metric, values in task_metrics.ranking_by_positive(probabilities[some], labels[some]).items():
@@ -226,32 +209,11 @@ def _covered(
     pairs: Mapping[str, pd.DataFrame], named: Mapping[str, Vectors]
 ) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
     """The pairs for which every vector set has both genes, and the fraction of all pairs that each set has."""
-    has = {
-        name: {split: table[PAIR[:2]].isin(set(found.genes)).all(axis=1) for split, table in pairs.items()}
-        for name, found in named.items()
-    }
-    coverage = {name: float(pd.concat(masks.values()).mean()) for name, masks in has.items()}
-    if min(coverage.values()) < 1:
-        logger.warning("Some pairs have no vector of both genes in a set, and are left out. Coverage: %s", coverage)
-    kept = {}
-    for split, table in pairs.items():
-        mask = np.logical_and.reduce([masks[split] for masks in has.values()])
-        kept[split] = table[mask].reset_index(drop=True)
-        if kept[split]["label"].nunique() < 2:
-            raise ValueError(
-                f"`{split}`: both labels are needed, and {len(kept[split])} pairs with vectors in every set are left; "
-                f"coverage is {coverage}."
-            )
-    genes = {gene for table in pairs.values() for end in PAIR[:2] for gene in table[end]}
-    for name, found in named.items():
-        missing = sorted(genes - set(found.genes))
-        if missing:
-            shown = ", ".join(missing[:5])
-            logger.warning("%s lacks %d of %d genes, such as %s", name, len(missing), len(genes), shown)
-    return kept, coverage
-
-
-def _read_sets(path: Path) -> pd.DataFrame:
-    """Gene sets, or training rows: only their genes are used."""
-    table = read_parquet(path) if path.suffix == ".parquet" else pd.DataFrame()
-    return table if "genes" in table else read_gene_sets(path)
+    table = pd.concat([split.assign(split=name) for name, split in pairs.items()], ignore_index=True)
+    kept, coverage = covered(named, table["gene_a"], table["gene_b"])
+    table = table[kept]
+    left = {name: table.loc[table["split"] == name, PAIR].reset_index(drop=True) for name in pairs}
+    for name, split in left.items():
+        if split["label"].nunique() < 2:
+            raise ValueError(f"`{name}`: both labels are needed; {len(split)} pairs have vectors in every set.")
+    return left, coverage

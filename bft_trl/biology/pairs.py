@@ -1,36 +1,25 @@
-"""Labeled gene pairs: reading, overlap between splits, and features of a pair."""
+"""Labeled gene pairs: reading, overlap with gene sets, and features of a pair."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from bft_trl.biology.genes import warn_of_symbols
 from bft_trl.data.tables import ids_as_text, read_table
 
 logger = logging.getLogger(__name__)
 
 
-class Pairs(NamedTuple):
-    """Unordered pairs (gene_a < gene_b, label 0 or 1), each once, and counts of what was in the file."""
+def read_pairs(path: Path) -> pd.DataFrame:
+    """Reads a table with gene_a, gene_b and label (0 or 1); returns unordered pairs (gene_a < gene_b), each once.
 
-    pairs: pd.DataFrame
-    report: dict[str, Any]
-
-
-def read_pairs(path: Path) -> Pairs:
-    """Reads a table with gene_a, gene_b and label (0 or 1).
-
-    Pairs are unordered. A repeated pair is kept once; if its labels contradict each other, it is left out. Pairs of a
-    gene with itself are left out.
+    A repeated pair is kept once; if its labels contradict each other, it is left out. Pairs of a gene with itself are
+    left out.
 
     Raises ValueError for another label, a missing gene, or if no pair is left.
     """
-    table = read_table(path, ["gene_a", "gene_b", "label"])[["gene_a", "gene_b", "label"]]
+    table = read_table(path, ["gene_a", "gene_b", "label"])
     a, b = (ids_as_text(table[end], where=path).str.strip().replace("", None) for end in ("gene_a", "gene_b"))
     missing = a.isna() | b.isna() | table["label"].isna()
     if missing.any():
@@ -40,32 +29,17 @@ def read_pairs(path: Path) -> Pairs:
     if odd.any():
         raise ValueError(f"{path}: the label must be 0 or 1; found {table['label'][odd].iloc[0]}.")
     ordered = pd.DataFrame({"gene_a": a.where(a <= b, b), "gene_b": b.where(a <= b, a), "label": labels.astype(int)})
-    itself = a == b
-    counts = ordered[~itself].groupby(["gene_a", "gene_b"], sort=True)["label"].agg(["min", "max", "size"])
-    contradictory = counts["min"] != counts["max"]
-    kept = counts[~contradictory].reset_index().rename(columns={"min": "label"})[["gene_a", "gene_b", "label"]]
+    unique = ordered[a != b].drop_duplicates()
+    contradictory = unique.duplicated(["gene_a", "gene_b"], keep=False)
+    kept = unique[~contradictory].sort_values(["gene_a", "gene_b"], ignore_index=True)
     if kept.empty:
         raise ValueError(f"{path}: no pair is left: each is of a gene with itself or contradicts another row.")
-    repeated = (counts["size"] > 1) & ~contradictory
-    report = {"pairs": len(kept), "with_itself": int(itself.sum()), "contradictory": int(contradictory.sum())}
-    report["repeated"] = int(repeated.sum())
-    if len(kept) < len(table):
+    if (a == b).any() or contradictory.any():
         logger.warning(
-            "%s: left out %d pairs of a gene with itself and %d contradictory pairs; %d repeated pairs count once.",
-            *(path, report["with_itself"], report["contradictory"], report["repeated"]),
+            "%s: left out %d pairs of a gene with itself and %d contradictory pairs.",
+            *(path, (a == b).sum(), contradictory.sum() // 2),
         )
-    warn_of_symbols(sorted({*kept["gene_a"], *kept["gene_b"]}))
-    return Pairs(kept, report)
-
-
-def shared_genes(splits: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, int]]:
-    """Returns how many genes and pairs each two splits ("train and test") have in common."""
-    genes = {name: {*pairs["gene_a"], *pairs["gene_b"]} for name, pairs in splits.items()}
-    edges = {name: set(zip(pairs["gene_a"], pairs["gene_b"], strict=True)) for name, pairs in splits.items()}
-    return {
-        f"{a} and {b}": {"genes": len(genes[a] & genes[b]), "pairs": len(edges[a] & edges[b])}
-        for a, b in combinations(splits, 2)
-    }
+    return kept
 
 
 def share_a_term(pairs: pd.DataFrame, sets: pd.DataFrame) -> np.ndarray:
@@ -80,9 +54,7 @@ def share_a_term(pairs: pd.DataFrame, sets: pd.DataFrame) -> np.ndarray:
 def pair_features(vectors: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Returns symmetric features of pairs: product and distance in each dimension, (N, 2 D) float32.
 
-    Args:
-        vectors: (G, D).
-        first, second: rows of `vectors`, (N,) each.
+    `first` and `second` are the rows of the pairs' genes, (N,), in `vectors`, (G, D).
     """
     a, b = vectors[first], vectors[second]
     return np.concatenate([a * b, np.abs(a - b)], axis=1, dtype=np.float32)
@@ -96,19 +68,9 @@ def degree_features(train: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
     """
     ends = pd.concat([train[[end, "label"]].set_axis(["gene", "label"], axis=1) for end in ("gene_a", "gene_b")])
     known = ends.groupby("gene")["label"].agg(["size", "mean"])
+    known["size"] = np.log1p(known["size"])
     features = []
     for statistic, missing in (("size", 0.0), ("mean", float(train["label"].mean()))):
         a, b = (pairs[end].map(known[statistic]).fillna(missing).to_numpy() for end in ("gene_a", "gene_b"))
-        if statistic == "size":
-            a, b = np.log1p(a), np.log1p(b)
         features += [a + b, np.abs(a - b)]
     return np.stack(features, axis=1).astype(np.float32)
-
-
-def identity_features(genes: Sequence[str], pairs: pd.DataFrame) -> Any:
-    """Returns a sparse matrix (N, G) with a one for each of the two genes of a pair."""
-    from scipy.sparse import csr_matrix
-
-    columns = pairs[["gene_a", "gene_b"]].map({gene: row for row, gene in enumerate(genes)}.__getitem__).to_numpy()
-    rows = np.repeat(np.arange(len(pairs)), 2)
-    return csr_matrix((np.ones(2 * len(pairs)), (rows, columns.ravel())), shape=(len(pairs), len(genes)))

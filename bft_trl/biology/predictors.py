@@ -25,21 +25,20 @@ class Fit(NamedTuple):
 
 
 def fit(
-    train: tuple[Any, np.ndarray], valid: tuple[Any, np.ndarray], test: Any, *, seed: int, trees: bool = True
+    train: tuple[np.ndarray, np.ndarray], valid: tuple[np.ndarray, np.ndarray], test: np.ndarray, *, seed: int
 ) -> Fit:
     """Fits the candidates to the training pairs and predicts the test pairs with the best on the validation pairs.
 
     Args:
-        train, valid: features (N, F), dense or sparse, and labels (N,), 0 or 1.
+        train, valid: features (N, F) and labels (N,), 0 or 1.
         test: features.
         seed: of the trees.
-        trees: False leaves out the trees, for sparse features.
     """
     from sklearn.metrics import roc_auc_score
 
     chosen, scores = "", dict[str, float]()
     probabilities = np.empty(0)
-    for name, model in _classifiers(seed=seed, trees=trees):
+    for name, model in _classifiers(seed):
         model.fit(*train)
         scores[name] = float(roc_auc_score(valid[1], model.predict_proba(valid[0])[:, 1]))
         if scores[name] == max(scores.values()):
@@ -52,22 +51,8 @@ def fold_rows(count: int, n_folds: int, rng: np.random.Generator) -> list[np.nda
     return [np.sort(rows) for rows in np.array_split(rng.permutation(count), n_folds)]
 
 
-def training_rows(test: np.ndarray, related: np.ndarray) -> np.ndarray:
-    """Returns the rows that share no gene with those of `test`.
-
-    Args:
-        related: whether two perturbations have a gene in common, (P, P) bool, True on the diagonal.
-    """
-    return np.flatnonzero(~related[:, test].any(1))
-
-
 def predict_unseen(
-    vectors: np.ndarray,
-    changes: np.ndarray,
-    folds: list[np.ndarray],
-    *,
-    rng: np.random.Generator,
-    related: np.ndarray | None = None,
+    vectors: np.ndarray, changes: np.ndarray, folds: list[np.ndarray], *, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[str]]:
     """Predicts the changes of each fold from the other perturbations.
 
@@ -80,20 +65,15 @@ def predict_unseen(
         changes: (P, G).
         folds: rows of each fold; see [`fold_rows`].
         rng: of the inner folds.
-        related: whether two perturbations have a gene in common, (P, P) bool: those of a fold are predicted from
-            perturbations that share no gene with them. None: each has its own gene.
 
-    Returns:
-        Predicted changes (P, G), and the name of the predictor of each fold.
+    Returns the predicted changes (P, G), and the name of the predictor of each fold.
     """
-    related = np.eye(len(changes), dtype=bool) if related is None else related
     predicted = np.empty_like(changes)
     gram = changes @ changes.T
     chosen = []
     for test in folds:
-        train = training_rows(test, related)
-        within = np.ix_(train, train)
-        name = _best(vectors[train], gram[within], related[within], rng)
+        train = np.setdiff1d(np.arange(len(changes)), test)
+        name = _best(vectors[train], gram[np.ix_(train, train)], rng)
         predicted[test] = candidates(vectors[train], vectors[test])[name]() @ changes[train]
         chosen.append(name)
     return predicted, chosen
@@ -128,21 +108,7 @@ def candidates(train: np.ndarray, test: np.ndarray) -> dict[str, Callable[[], np
     return found
 
 
-def additive(perturbations: list[str], changes: np.ndarray) -> np.ndarray:
-    """Returns the sum of the changes under each single perturbation, (P, G), for perturbations of several genes.
-
-    NaN for single perturbations, and where one of the genes was not perturbed alone.
-    """
-    singles = {name: row for row, name in enumerate(perturbations) if "+" not in name}
-    found = np.full_like(changes, np.nan)
-    for row, name in enumerate(perturbations):
-        genes = name.split("+")
-        if len(genes) > 1 and all(gene in singles for gene in genes):
-            found[row] = changes[[singles[gene] for gene in genes]].sum(0)
-    return found
-
-
-def _classifiers(*, seed: int, trees: bool) -> Iterator[tuple[str, Any]]:
+def _classifiers(seed: int) -> Iterator[tuple[str, Any]]:
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -150,15 +116,10 @@ def _classifiers(*, seed: int, trees: bool) -> Iterator[tuple[str, Any]]:
 
     for inverse in _INVERSE_PENALTIES:
         regression = LogisticRegression(C=inverse, max_iter=500, tol=1e-3)
-        # Sparse features cannot be centered.
-        yield f"logistic regression, C {inverse:g}", make_pipeline(StandardScaler(with_mean=trees), regression)
-    for leaves in _LEAVES if trees else ():
-        yield (
-            f"boosted trees, {leaves} leaves",
-            HistGradientBoostingClassifier(
-                max_iter=150, max_leaf_nodes=leaves, max_features=0.3, early_stopping=False, random_state=seed
-            ),
-        )
+        yield f"logistic regression, C {inverse:g}", make_pipeline(StandardScaler(), regression)
+    options: dict[str, Any] = {"max_iter": 150, "max_features": 0.3, "early_stopping": False, "random_state": seed}
+    for leaves in _LEAVES:
+        yield f"boosted trees, {leaves} leaves", HistGradientBoostingClassifier(max_leaf_nodes=leaves, **options)
 
 
 def _ridge(own: np.ndarray, other: np.ndarray, penalty: float) -> np.ndarray:
@@ -176,19 +137,17 @@ def _neighbors(nearest: np.ndarray, count: int) -> np.ndarray:
     return weights
 
 
-def _best(vectors: np.ndarray, gram: np.ndarray, related: np.ndarray, rng: np.random.Generator) -> str:
+def _best(vectors: np.ndarray, gram: np.ndarray, rng: np.random.Generator) -> str:
     """The candidate with the smallest squared error in inner folds: |w Y - y|^2 = w G w' - 2 w g + g0, G = Y Y'."""
     errors: dict[str, list[float]] = {}
-    for test in fold_rows(len(vectors), min(INNER_FOLDS, len(vectors)), rng):
-        train = training_rows(test, related)
-        if not len(train):
-            continue
+    folds = fold_rows(len(vectors), min(INNER_FOLDS, len(vectors)), rng)
+    for test in folds:
+        train = np.setdiff1d(np.arange(len(vectors)), test)
         for name, weights_of in candidates(vectors[train], vectors[test]).items():
             weights = weights_of()
             error = np.sum((weights @ gram[np.ix_(train, train)]) * weights)
             error += np.trace(gram[np.ix_(test, test)]) - 2 * np.sum(weights * gram[np.ix_(test, train)])
             errors.setdefault(name, []).append(float(error))
-    # A candidate that a fold lacks (too few neighbors) has a sum over fewer folds, so it is left out.
-    most = max(map(len, errors.values()), default=0)
-    complete = {name: sum(found) for name, found in errors.items() if len(found) == most}
-    return min(complete, key=complete.__getitem__, default=f"ridge, penalty {_PENALTIES[-1]:g}")
+    # A fold that is smaller than others may lack a candidate: it has too few neighbors.
+    complete = {name: sum(found) for name, found in errors.items() if len(found) == len(folds)}
+    return min(complete, key=complete.__getitem__)

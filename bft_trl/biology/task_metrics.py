@@ -64,8 +64,7 @@ def ranking_by_positive(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.
     For AUROC it is the fraction of negative pairs with a lower score (ties count half), for average precision the
     precision at the pair's own score.
 
-    Returns:
-        Metric to values, (positive pairs,).
+    Returns values (positive pairs,) by metric.
     """
     from scipy.stats import rankdata
 
@@ -79,14 +78,6 @@ def ranking_by_positive(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.
     }
 
 
-def calibration_error(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error over ten bins of about equally many pairs, in [0, 1]; ties share a bin."""
-    from scipy.stats import rankdata
-
-    bins = ((rankdata(scores) - 0.5) * 10 / len(scores)).astype(int)
-    return float(sum(abs((scores - labels)[bins == one].sum()) for one in np.unique(bins)) / len(scores))
-
-
 def gene_resamples(
     first: np.ndarray, second: np.ndarray, n_genes: int, *, rng: np.random.Generator, n_resamples: int
 ) -> Iterator[np.ndarray]:
@@ -94,10 +85,7 @@ def gene_resamples(
 
     A pair of genes drawn k and m times has the weight k m (Owen's pigeonhole bootstrap, Annals of Applied Statistics
     2007). Pairs that share a gene are not independent: intervals from resampled pairs would be too narrow. For
-    independent pairs these intervals are too wide.
-
-    Args:
-        first, second: index of each pair's genes, (N,), from 0 to n_genes - 1.
+    independent pairs these intervals are too wide. `first` and `second` are the indices of the pairs' genes, (N,).
     """
     size = max(1, _BATCH // max(len(first), n_genes))
     for begin in range(0, n_resamples, size):
@@ -123,12 +111,9 @@ def bootstrap_p(differences: np.ndarray) -> float:
 
 
 def pearson_delta(predicted: np.ndarray, true: np.ndarray, keep: np.ndarray, *, top: int | None = None) -> np.ndarray:
-    """Pearson correlation over genes, (P,), in [-1, 1].
+    """Pearson correlation over genes, or over the `top` genes with the largest |true| (ties by position), (P,).
 
-    It is 0 for a prediction that is the same for all genes, and NaN if the true change is.
-
-    Args:
-        top: only this many genes, those with the largest |true| (ties by position).
+    It is in [-1, 1], 0 for a prediction that is the same for all genes, and NaN if the true change is.
     """
     found = np.full(len(true), np.nan)
     for row, (guess, change, kept) in enumerate(zip(predicted, true, keep, strict=True)):
@@ -162,41 +147,24 @@ def sign_accuracy(predicted: np.ndarray, true: np.ndarray, keep: np.ndarray, sig
     return np.divide(right.sum(1), total, out=np.full(len(true), np.nan), where=total > 0)
 
 
-def l1_distances(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Sum over genes of |predicted - true| for each prediction and each perturbation, (P, P)."""
-    from sklearn.metrics import pairwise_distances
-
-    return pairwise_distances(predicted, true, metric="manhattan", n_jobs=-1)  # threads
-
-
-def discrimination(
-    predicted: np.ndarray,
-    true: np.ndarray,
-    keep: np.ndarray,
-    *,
-    own: np.ndarray | None = None,
-    distances: np.ndarray | None = None,
-) -> np.ndarray:
-    """Whether a prediction is nearest to its own perturbation, (P,), in [0, 1].
+def discrimination(predicted: np.ndarray, true: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Whether a prediction is nearest to its own perturbation, (P,), in [0, 1]; NaN for one perturbation.
 
     It is 1 - rank / (P - 1), where the rank is the number of other perturbations whose true change is nearer in L1
     (ties count half), over the genes that count for the predicted perturbation. An unrelated prediction has .5 on
     average; one that was fitted to the other perturbations and has no signal has less, because it is nearer to them.
     cell-eval's `discrimination_score_l1` divides by P and breaks ties by position.
-
-    Args:
-        own: row of `true` for each prediction; None if they are in the same order.
-        distances: [`l1_distances`], if they are known already.
     """
+    from sklearn.metrics import pairwise_distances
+
     found = np.full(len(predicted), np.nan)
     if len(true) < 2:
         return found
-    own = np.arange(len(true)) if own is None else own
-    distances = l1_distances(predicted, true) if distances is None else distances
+    distances = pairwise_distances(predicted, true, metric="manhattan", n_jobs=-1)  # threads
     for row, (guess, kept) in enumerate(zip(predicted, keep, strict=True)):
         distance = distances[row] - np.abs(true[:, ~kept] - guess[~kept]).sum(1)
-        others = np.delete(distance, own[row])
-        rank = (others < distance[own[row]]).sum() + 0.5 * (others == distance[own[row]]).sum()
+        others = np.delete(distance, row)
+        rank = (others < distance[row]).sum() + 0.5 * (others == distance[row]).sum()
         found[row] = 1 - rank / len(others)
     return found
 
