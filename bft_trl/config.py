@@ -100,6 +100,33 @@ class BFTConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        self._check_objective()
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"`label_smoothing_factor={self.label_smoothing_factor}` cannot be combined with the per-token "
+                "log-probabilities that all objectives here are made of. Set it to 0."
+            )
+        if self.packing and self.packing_strategy == "wrapped":
+            raise ValueError(
+                "`packing_strategy='wrapped'` cuts documents without leaving a trace of where, so samples can be "
+                "neither weighed nor counted. Use `packing_strategy='bfd'`."
+            )
+        self.metric_for_best_model: str | None
+        self.greater_is_better: bool | None
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "eval_nll"  # the objectives' own losses cannot be compared
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            # transformers takes any name that does not end in "loss" for a score; "nll/go" is that of a column value.
+            self.greater_is_better = not self.metric_for_best_model.split("/")[0].endswith(("nll", "loss"))
+        super().__post_init__()
+        secret = {"token", "use_auth_token"} & set(self.model_init_kwargs or {})
+        if secret:
+            raise ValueError(
+                f"`model_init_kwargs` holds {secret.pop()!r}, which checkpoints and logs would show. Leave it out: "
+                "set HF_TOKEN in the environment, log in with `hf auth login`, or pass a loaded model."
+            )
+
+    def _check_objective(self) -> None:
         for name in ("loss_type", "bft_version", "confidence_mean", "lm_head_backend"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             # TRL's own alias for "nll", which SFTConfig still translates with a deprecation warning.
@@ -129,31 +156,7 @@ class BFTConfig(SFTConfig):
                 "`bft_version='v1'`; v3 has an arithmetic mean and no gamma by definition. Leave both at their "
                 "defaults."
             )
-        if self.label_smoothing_factor:
-            raise ValueError(
-                f"`label_smoothing_factor={self.label_smoothing_factor}` cannot be combined with the per-token "
-                "log-probabilities that all objectives here are made of. Set it to 0."
-            )
-        if self.packing and self.packing_strategy == "wrapped":
-            raise ValueError(
-                "`packing_strategy='wrapped'` cuts documents without leaving a trace of where, so samples can be "
-                "neither weighed nor counted. Use `packing_strategy='bfd'`."
-            )
-        self.metric_for_best_model: str | None
-        self.greater_is_better: bool | None
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
-            self.metric_for_best_model = "eval_nll"  # the objectives' own losses cannot be compared
-        if self.greater_is_better is None and self.metric_for_best_model is not None:
-            # transformers takes any name that does not end in "loss" for a score; "nll/go" is that of a column value.
-            self.greater_is_better = not self.metric_for_best_model.split("/")[0].endswith(("nll", "loss"))
         self.group_size = int(self.group_size)  # also of numpy, which JSON would not take
-        super().__post_init__()
-        secret = {"token", "use_auth_token"} & set(self.model_init_kwargs or {})
-        if secret:
-            raise ValueError(
-                f"`model_init_kwargs` holds {secret.pop()!r}, which checkpoints and logs would show. Leave it out: "
-                "set HF_TOKEN in the environment, log in with `hf auth login`, or pass a loaded model."
-            )
 
     # A dataclass makes a representation of its own, with the token in it; that of `TrainingArguments` hides it.
     __repr__ = SFTConfig.__str__

@@ -111,12 +111,8 @@ class _FrozenLogProbs(torch.autograd.Function):
         gradient = None
         if ctx.needs_input_grad[0]:
             gradient = torch.empty_like(hidden, dtype=wide if hidden.dtype == torch.float16 else None)
-
-        # One buffer for the products' operand and, in half precision, a float32 one for all between.
-        row_bytes = vocabulary * (dtype.itemsize + (wide.itemsize if wide != dtype else 0))
-        rows = max(1, min(size, chunk_bytes // row_bytes))
-        operand = torch.empty(rows, vocabulary, dtype=dtype, device=hidden.device)
-        buffer = operand if wide == dtype else torch.empty(rows, vocabulary, dtype=wide, device=hidden.device)
+        operand, buffer = _chunk_buffers(size, vocabulary, dtype, hidden.device, chunk_bytes)
+        rows = len(operand)
         with torch.autocast(device, enabled=False):
             for first in range(0, size, rows):
                 chunk = slice(first, first + rows)
@@ -153,6 +149,17 @@ class _FrozenLogProbs(torch.autograd.Function):
             return (None,) * 6
         (gradient,) = ctx.saved_tensors
         return (gradient * grad_log_probs[:, None]).to(ctx.dtype), *(None,) * 5
+
+
+def _chunk_buffers(
+    size: int, vocabulary: int, dtype: torch.dtype, device: torch.device, chunk_bytes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (rows, V) buffers for the operands of the products and for what lies between, in float32 or better."""
+    wide = torch.promote_types(dtype, torch.float32)
+    row_bytes = vocabulary * (dtype.itemsize + (wide.itemsize if wide != dtype else 0))
+    rows = max(1, min(size, chunk_bytes // row_bytes))
+    operand = torch.empty(rows, vocabulary, dtype=dtype, device=device)
+    return operand, operand if wide == dtype else torch.empty(rows, vocabulary, dtype=wide, device=device)
 
 
 def _softmax(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

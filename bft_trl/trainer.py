@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from bft_trl import markdown
+from bft_trl.config import BFTConfig
 from bft_trl.lm_head import choose_lm_head
 from bft_trl.training import callbacks as run_callbacks
 from bft_trl.training import metrics, rows, validation
@@ -35,10 +36,9 @@ class BFTTrainer(SFTTrainer):
     and `"dft"` the loss is TRL's own; with `lm_head_backend="trl"` it is equal bit for bit.
 
     Logged in training (over the steps since the last log) and in evaluation (exact over the set, with `eval_`): `nll`
-    (unweighted, nats per supervised token, whose label is not -100), the means `token_weight`, `sample_weight` and
-    `group_confidence` (the minimum group confidence of a sample), `group_confidence_min`, `effective_sample_size` =
-    (sum s)^2 / sum s^2 per step or evaluation set, and `windowed_share`, the fraction of samples that are long enough
-    for the confidence window to act.
+    (unweighted, nats per token whose label is not -100), the means `token_weight`, `sample_weight` and
+    `group_confidence`, `group_confidence_min`, `effective_sample_size` = (sum s)^2 / sum s^2 per step or evaluation
+    set, and `windowed_share`, the fraction of samples long enough for the confidence window to act.
 
     Raises ValueError at construction for arguments and data that cannot be used with this loss.
     """
@@ -89,9 +89,12 @@ class BFTTrainer(SFTTrainer):
         if loss_type == "bft":
             # The loss is divided by the samples of the whole step, so `Trainer` must not divide it again.
             self.loss_is_scaled_for_ga = True
-        self._step_sums: list[torch.Tensor] = []  # of each step since the last log, (1, 1 + values, sums)
-        self._eval_sums: list[torch.Tensor] = []  # of each evaluation batch
+        # Of each step since the last log, and of each evaluation batch: (1, 1 + values, sums).
+        self._step_sums, self._eval_sums = list[torch.Tensor](), list[torch.Tensor]()
         self._sample_log: SampleLog | None = None
+        self._add_callbacks_and_columns(args)
+
+    def _add_callbacks_and_columns(self, args: BFTConfig) -> None:
         self.add_callback(run_callbacks.GradientCheck())
         self.add_callback(run_callbacks.RunWarnings(args))
         if self._columns:
@@ -171,8 +174,7 @@ class BFTTrainer(SFTTrainer):
             return
         step = self.state.global_step + 1
         run_callbacks.check_finite(sums, numbers.get(rows.ROW), step)
-        last = self._step_sums[-1:]
-        self._step_sums[-1:] = [metrics.pool_sums([*last, by_row], len(self._values))]
+        self._step_sums[-1:] = [metrics.pool_sums([*self._step_sums[-1:], by_row], len(self._values))]
         if self._sample_log:
             self._sample_log.add(numbers[rows.ROW], sums, weights.weakest.cpu(), int(self.state.epoch or 0), step)
 

@@ -147,18 +147,15 @@ def token_and_sample_weights(
     probs = log_probs.exp()
     if bft_version == "v1":
         windows = _full_windows(log_probs, lengths, group_size=group_size, mean=confidence_mean)
-        confidence = _minimum_per_sample(windows[0], lengths)
-        token, sample = probs, 1 - confidence**confidence_gamma
-        windowed = lengths > group_size
+        token, windowed = probs, lengths > group_size
     elif bft_version == "v3":
         windows = _centered_windows(log_probs, lengths, group_size=group_size)
-        local = windows[0]
-        confidence = _minimum_per_sample(local, lengths)
-        token, sample = (probs / (local + V3_EPSILON)).clamp(0, 1), 1 - confidence
         # The first token's window ends after (g + 1) // 2 tokens: from there on some window is not the whole sample.
-        windowed = lengths > (group_size + 1) // 2
+        token, windowed = (probs / (windows[0] + V3_EPSILON)).clamp(0, 1), lengths > (group_size + 1) // 2
     else:
         raise ValueError(f"`bft_version={bft_version!r}` is not known: choose 'v1' or 'v3'.")
+    confidence = _minimum_per_sample(windows[0], lengths)
+    sample = 1 - (confidence**confidence_gamma if bft_version == "v1" else confidence)
     token, sample = token.clamp(min=min_token_weight), sample.clamp(0, 1)
     if loss_type == "dft":
         token = probs

@@ -1,34 +1,20 @@
 """What holds for any input: 200 examples of each in `make test`, 10,000 in the long target."""
 
 import csv
-import gc
-import itertools
 import json
 import math
 import re
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import reference
-import scipy.stats
 import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from bft_trl.biology import task_metrics
-from bft_trl.biology.pairs import read_pairs
-from bft_trl.comparison.statistics import (
-    MCNEMAR,
-    cross_validated,
-    holm,
-    paired_interval,
-    paired_test,
-    smallest_difference,
-)
 from bft_trl.data.tables import (
     ids_as_text,
     parquet_bytes,
@@ -38,8 +24,6 @@ from bft_trl.data.tables import (
 )
 from bft_trl.evaluation.multiple_choice import choice_scores
 from bft_trl.evaluation.names import recorded_name
-from bft_trl.evaluation.rouge import ROUGE, rouge_scores
-from bft_trl.evaluation.similarity import background_percentile, cosine_similarity
 from bft_trl.lm_head import frozen_log_probs
 from bft_trl.prompts import (
     LETTERS,
@@ -86,7 +70,7 @@ log_probs = st.floats(-18, 0, width=32)
 samples_of_tokens = st.lists(st.lists(log_probs, min_size=1, max_size=12), min_size=1, max_size=6)
 rules = st.fixed_dictionaries(
     {
-        "version": st.sampled_from(["v1", "v3"]),
+        "bft_version": st.sampled_from(["v1", "v3"]),
         "group_size": st.integers(1, 16),
         "confidence_mean": st.sampled_from(["geometric", "arithmetic"]),
         "confidence_gamma": st.floats(0.25, 4),
@@ -128,12 +112,12 @@ def test_a_window_over_the_whole_sample_is_its_mean(sample, more, mean):
     c = np.exp(np.array(sample, dtype=np.float64))
     if mean == "v1":
         for kind, confidence in (("geometric", math.exp(np.mean(sample))), ("arithmetic", c.mean())):
-            (found,) = weights_of([sample], version="v1", group_size=len(sample) + more, confidence_mean=kind)
+            (found,) = weights_of([sample], bft_version="v1", group_size=len(sample) + more, confidence_mean=kind)
             np.testing.assert_allclose(found[2], confidence, rtol=1e-5)
             np.testing.assert_allclose(found[1], 1 - confidence, atol=1e-6)
             assert found[3] is False
     else:
-        (found,) = weights_of([sample], version="v3", group_size=2 * len(sample) + more)
+        (found,) = weights_of([sample], bft_version="v3", group_size=2 * len(sample) + more)
         np.testing.assert_allclose(found[2], c.mean(), rtol=1e-5)
         np.testing.assert_allclose(found[0], np.minimum(c / (c.mean() + 1e-8), 1), rtol=1e-4, atol=1e-6)
 
@@ -143,7 +127,7 @@ def test_a_window_of_one_token_is_the_token(samples):
     """v1: p_conf = min c. v3: w = c / (c + 1e-8), s = 1 - min c."""
     for version in ("v1", "v3"):
         for sample, (tokens, weight, confidence, _) in zip(
-            samples, weights_of(samples, version=version, group_size=1), strict=True
+            samples, weights_of(samples, bft_version=version, group_size=1), strict=True
         ):
             c = np.exp(np.array(sample, dtype=np.float64))
             np.testing.assert_allclose(confidence, c.min(), rtol=1e-4, atol=1e-9)
@@ -160,7 +144,7 @@ def test_floor_and_gamma_do_what_they_say_and_nothing_else(samples, rule, floor,
         assert with_floor[0] == [max(token, floor) for token in tokens]
         assert with_floor[1:3] == (weight, confidence)
         assert with_gamma[0] == tokens
-        expected = 1 - confidence**gamma if rule["version"] == "v1" else weight
+        expected = 1 - confidence**gamma if rule["bft_version"] == "v1" else weight
         np.testing.assert_allclose(with_gamma[1], min(max(expected, 0), 1), atol=1e-6)
 
 
@@ -404,268 +388,3 @@ def test_ids_become_text_once_and_for_all(ids):
     assert ids_as_text(found, where="t.csv").tolist() == found.tolist()
     with_gap = ids_as_text(pd.Series([1.0, None, *(float(i) for i in range(3))]), where="t.csv")
     assert with_gap.tolist() == ["1", None, "0", "1", "2"]
-
-
-@given(rows=st.lists(st.tuples(*[st.sampled_from("ABCD")] * 2, st.integers(0, 1)), min_size=1, max_size=12))
-def test_pairs_equal_the_loop(rows):
-    """Pairs are unordered: agreeing ones count once, contradictory ones and those of a gene with itself not at all."""
-    known: dict[tuple[str, str], set[int]] = {}
-    for a, b, label in rows:
-        if a != b:
-            known.setdefault((min(a, b), max(a, b)), set()).add(label)
-    expected = sorted((*pair, *labels) for pair, labels in known.items() if len(labels) == 1)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pairs.csv"
-        pd.DataFrame(rows, columns=["gene_a", "gene_b", "label"]).to_csv(path, index=False)
-        if not expected:
-            with pytest.raises(ValueError, match=r"pairs\.csv: no pair is left"):
-                read_pairs(path)
-            return
-        found = read_pairs(path)
-    assert list(found.itertuples(index=False, name=None)) == expected
-
-
-# --- statistics ------------------------------------------------------------------------------------------------------
-
-eighths = st.integers(-16, 16).map(lambda x: x / 8)  # sums of them are exact
-paired_scores = st.lists(st.tuples(eighths, eighths), min_size=1, max_size=7)
-binary_scores = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40)
-
-
-def both(pairs):
-    return (np.array(part, dtype=float) for part in zip(*pairs, strict=True))
-
-
-@given(pairs=paired_scores, seed=seeds)
-def test_permutation_test_equals_enumeration(pairs, seed):
-    """Twice the smaller share of all 2^N exchanges whose mean difference is as great, or as small; at most 1."""
-    a, b = both(pairs)
-    assume(not np.isin([a, b], (0, 1)).all())
-    found = paired_test(a, b, rng=np.random.default_rng(seed), n_resamples=200)
-    difference = (a - b).tolist()
-    sums = [
-        sum(map(math.prod, zip(difference, signs, strict=True))) for signs in itertools.product((1, -1), repeat=len(a))
-    ]
-    as_great = sum(total >= sum(difference) for total in sums) / len(sums)
-    as_small = sum(total <= sum(difference) for total in sums) / len(sums)
-    assert found.p == pytest.approx(min(1.0, 2 * min(as_great, as_small)), abs=1e-12)
-    assert 0 < found.p <= 1
-    assert paired_test(b, a, rng=np.random.default_rng(seed), n_resamples=200).p == pytest.approx(found.p, abs=1e-12)
-
-
-@given(pairs=binary_scores)
-def test_mcnemar_equals_the_binomial_sum(pairs):
-    """Of the n pairs that differ, k go one way: min(1, 2 sum_{i <= min(k, n - k)} C(n, i) / 2^n)."""
-    a, b = both(pairs)
-    found = paired_test(a, b, rng=np.random.default_rng(0))
-    counts = Counter(pairs)
-    k, n = counts[1, 0], counts[1, 0] + counts[0, 1]
-    expected = min(1.0, 2 * sum(math.comb(n, i) for i in range(min(k, n - k) + 1)) / 2**n)
-    assert found.name == MCNEMAR
-    assert found.p == pytest.approx(expected, rel=1e-9)
-    assert paired_test(b, a, rng=np.random.default_rng(0)).p == pytest.approx(found.p, rel=1e-12)
-
-
-@given(differences=st.lists(eighths, min_size=1, max_size=12).map(np.array), seed=seeds)
-def test_bootstrap_interval(differences, seed):
-    """Around the mean, within the differences, and mirrored for the models exchanged."""
-    one, other = (
-        paired_interval(sign * differences, rng=np.random.default_rng(seed), n_resamples=199) for sign in (1, -1)
-    )
-    assert one.mean == pytest.approx(differences.mean())
-    assert differences.min() - 1e-12 <= one.low <= one.mean + 1e-12
-    assert one.mean - 1e-12 <= one.high <= differences.max() + 1e-12
-    np.testing.assert_allclose([other.mean, other.low, other.high], [-one.mean, -one.high, -one.low], atol=1e-12)
-
-
-@given(scores=st.lists(eighths, min_size=1, max_size=9).map(np.array), n_train=st.integers(1, 50))
-def test_cross_validated_interval_and_p(scores, n_train):
-    """With ever more training units it is the t-test of one sample, but for the least p that so many signs allow."""
-    interval, p = cross_validated(scores, n_train=n_train)
-    mirrored, same_p = cross_validated(-scores, n_train=n_train)
-    assert interval.low <= interval.mean <= interval.high
-    assert min(1.0, 2.0 ** (1 - len(scores))) <= p <= 1
-    assert same_p == pytest.approx(p)
-    np.testing.assert_allclose([mirrored.low, mirrored.high], [-interval.high, -interval.low], atol=1e-12)
-    if len(scores) > 1 and np.ptp(scores) > 0:
-        plain = scipy.stats.ttest_1samp(scores, 0)
-        limit, limit_p = cross_validated(scores, n_train=10**18)
-        assert limit_p == pytest.approx(max(plain.pvalue, 2.0 ** (1 - len(scores))), rel=1e-9)
-        np.testing.assert_allclose(limit[1:], plain.confidence_interval(0.95), atol=1e-9)
-        assert interval.high - interval.low >= limit.high - limit.low
-        assert p >= limit_p - 1e-12
-
-
-@pytest.fixture(scope="module", autouse=True)
-def little_garbage():
-    """statsmodels' multipletests collects garbage in each call: what is there already is set aside."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@given(p_values=st.lists(st.floats(0, 1), max_size=8))
-def test_holm_equals_its_definition(p_values):
-    """max over the smaller ones of (m - rank) p, at most 1: never below p, never above Bonferroni's, in p's order."""
-    found = holm(p_values)
-    ordered = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    highest = 0.0
-    for rank, i in enumerate(ordered):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        assert found[i] == pytest.approx(highest)
-        assert p_values[i] - 1e-15 <= found[i] <= min(1.0, len(p_values) * p_values[i]) + 1e-12
-
-
-@given(differences=st.lists(st.integers(-1, 1), min_size=1, max_size=30).map(lambda d: np.array(d, dtype=float)))
-def test_smallest_difference_is_none_or_positive(differences):
-    for binary in (True, False):
-        found = smallest_difference(differences, binary=binary)
-        if len(differences) < 2 or (not binary and np.ptp(differences) == 0):
-            assert found is None
-        else:
-            assert found is not None
-            assert 0 < found <= (1 if binary else np.inf)
-    twice = np.concatenate([differences, differences])
-    if np.ptp(differences) > 0:  # twice as many documents show less
-        assert smallest_difference(twice, binary=False) < smallest_difference(differences, binary=False)
-
-
-# --- scores ----------------------------------------------------------------------------------------------------------
-
-names = st.lists(
-    st.sampled_from(
-        ["DNA", "repair", "of", "the", "cell", "cycle's", "(G2)", "a-b", "x/y", "3'-kind", "Größe", "..."]
-    ),
-    max_size=6,
-)
-
-
-@given(reference_words=names, answer_words=names)
-def test_rouge(reference_words, answer_words):
-    reference_text, answer = " ".join(reference_words), " ".join(answer_words)
-    scores = rouge_scores([reference_text, reference_text], [answer, reference_text])
-    for metric in ROUGE:
-        assert 0 <= scores[metric][0] <= 1
-    unbracketed = [word for word in reference_words if "(" not in word]
-    plain = " ".join(unbracketed)
-    # rouge_score's words are runs of a-z and 0-9
-    words = re.findall(r"[a-z0-9]+", plain.lower())
-    own = rouge_scores([plain], [plain])
-    assert own["rouge1"][0] == own["rougeL"][0] == float(bool(words))
-    assert own["rouge2"][0] == float(len(words) > 1)
-    assert scores["rougeL"][0] <= scores["rouge1"][0] + 1e-12
-    other = " ".join(word for word in answer_words if "(" not in word)
-    there, back = rouge_scores([plain], [other]), rouge_scores([other], [plain])
-    assert all(there[metric][0] == pytest.approx(back[metric][0]) for metric in ROUGE)
-
-
-@given(seed=seeds, n=st.integers(1, 4), m=st.integers(1, 6), width=st.integers(1, 4))
-def test_percentile_equals_the_loop(seed, n, m, width):
-    rng = np.random.default_rng(seed)
-
-    def unit(count):
-        drawn = rng.standard_normal((count, width))
-        return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
-
-    said, true, background = unit(n), unit(n), unit(m)
-    found = background_percentile(said, true, background)
-    for i in range(n):
-        own = sum(a * b for a, b in zip(said[i], true[i], strict=True))
-        others = [sum(a * b for a, b in zip(said[i], row, strict=True)) for row in background]
-        assume(all(abs(other - own - 1e-6) > 1e-9 for other in others))
-        assert found[i] == pytest.approx(100 * (1 - sum(other > own + 1e-6 for other in others) / m))
-    assert cosine_similarity(said, said) == pytest.approx(np.ones(n))
-    assert (np.abs(cosine_similarity(said, true)) <= 1).all()
-
-
-# --- biology ---------------------------------------------------------------------------------------------------------
-
-
-@given(
-    pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1), st.integers(0, 3)), min_size=2, max_size=12),
-    seed=seeds,
-)
-def test_ranking_equals_the_definition(pairs, seed):
-    """AUROC: fraction of positive-negative pairs in the right order, ties by half. AP: mean precision at positives."""
-    scores, labels, weights = (np.array(part, dtype=float) for part in zip(*pairs, strict=True))
-    weighted = (
-        [(s, w) for s, label, w in pairs if label for _ in range(w)],
-        [s for s, label, w in pairs if not label for _ in range(w)],
-    )
-    positive, negative = [s for s, _ in weighted[0]], weighted[1]
-    (auroc,) = task_metrics.auroc(scores, labels, weights[None])
-    if positive and negative:
-        wins = sum((p > q) + 0.5 * (p == q) for p in positive for q in negative)
-        assert auroc == pytest.approx(wins / len(positive) / len(negative))
-        (mirrored,) = task_metrics.auroc(-scores, labels, weights[None])
-        assert auroc + mirrored == pytest.approx(1)
-    else:
-        assert np.isnan(auroc)
-    (precision,) = task_metrics.average_precision(scores, labels, weights[None])
-    if positive:
-        at_least = [
-            sum(q >= p for q in positive) / (sum(q >= p for q in positive) + sum(q >= p for q in negative))
-            for p in positive
-        ]
-        assert precision == pytest.approx(np.mean(at_least))
-    else:
-        assert np.isnan(precision)
-
-
-@given(values=st.lists(st.one_of(eighths, st.just(math.nan)), max_size=12).map(lambda v: np.array(v, dtype=float)))
-def test_bootstrap_p_is_a_probability_and_symmetric(values):
-    p = task_metrics.bootstrap_p(values)
-    assert 0 < p <= 1
-    assert task_metrics.bootstrap_p(-values) == p
-    found = task_metrics.interval(0.0, values)
-    kept = values[np.isfinite(values)]
-    if len(kept):
-        assert kept.min() <= found.low <= found.high <= kept.max()
-    else:
-        assert np.isnan([found.low, found.high]).all()
-
-
-@given(seed=seeds, n_genes=st.integers(2, 5), n_pairs=st.integers(1, 6), n_resamples=st.integers(1, 9))
-def test_resampled_weights_are_products_of_counts(seed, n_genes, n_pairs, n_resamples):
-    """Of all ordered pairs the weights are the products of all counts, which sum to n: (sum)^2 = n^2."""
-    every = np.array(list(itertools.product(range(n_genes), repeat=2)))
-    batches = task_metrics.gene_resamples(*every.T, n_genes, rng=np.random.default_rng(seed), n_resamples=n_resamples)
-    found = np.concatenate(list(batches))
-    assert found.shape == (n_resamples, n_genes**2)
-    assert (found.sum(1) == n_genes**2).all()
-    square = found.reshape(n_resamples, n_genes, n_genes)
-    counts = np.sqrt(square.diagonal(axis1=1, axis2=2))
-    assert np.array_equal(counts[:, :, None] * counts[:, None], square)
-
-
-@given(seed=seeds, n=st.integers(2, 4), genes=st.integers(2, 6), top=st.one_of(st.none(), st.integers(2, 5)))
-def test_metrics_equal_their_definitions(seed, n, genes, top):
-    """With whole numbers, so that there are ties and changes of 0; each perturbation leaves other genes out."""
-    rng = np.random.default_rng(seed)
-    predicted, true = (rng.integers(-2, 3, (n, genes)).astype(float) for _ in range(2))
-    keep, significant = rng.random((n, genes)) < 0.8, rng.random((n, genes)) < 0.5
-    keep[:, 0] = True
-    pearson = task_metrics.pearson_delta(predicted, true, keep, top=top)
-    squared, absolute = task_metrics.mse(predicted, true, keep), task_metrics.mae(predicted, true, keep)
-    signs = task_metrics.sign_accuracy(predicted, true, keep, significant)
-    ranks = task_metrics.discrimination(predicted, true, keep)
-    for row in range(n):
-        kept = [g for g in range(genes) if keep[row, g]]
-        errors = [predicted[row, g] - true[row, g] for g in kept]
-        assert squared[row] == pytest.approx(sum(e * e for e in errors) / len(kept))
-        assert absolute[row] == pytest.approx(sum(map(abs, errors)) / len(kept))
-        called = [g for g in kept if significant[row, g]]
-        right = [predicted[row, g] * true[row, g] > 0 for g in called]
-        assert signs[row] == pytest.approx(np.mean(right) if right else np.nan, nan_ok=True)
-        best = sorted(kept, key=lambda g: -abs(true[row, g]))[:top]
-        said, known = ([values[row, g] for g in best] for values in (predicted, true))
-        if len(set(known)) < 2:
-            assert np.isnan(pearson[row])
-        elif len(set(said)) < 2:
-            assert pearson[row] == 0
-        else:
-            assert pearson[row] == pytest.approx(scipy.stats.pearsonr(said, known).statistic, abs=1e-9)
-        distance = [sum(abs(predicted[row, g] - true[other, g]) for g in kept) for other in range(n)]
-        others = [d for other, d in enumerate(distance) if other != row]
-        nearer = sum(d < distance[row] for d in others) + sum(d == distance[row] for d in others) / 2
-        assert ranks[row] == pytest.approx(1 - nearer / (n - 1))
