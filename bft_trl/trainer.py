@@ -38,7 +38,7 @@ class BFTTrainer(SFTTrainer):
     Logged in training (over the steps since the last log) and in evaluation (exact over the set, with `eval_`): `nll`
     (unweighted, nats per token whose label is not -100), the means `token_weight`, `sample_weight` and
     `group_confidence`, `group_confidence_min`, `effective_sample_size` = (sum s)^2 / sum s^2 per step or evaluation
-    set, and `windowed_share`, the fraction of samples long enough for the confidence window to act.
+    set, and `windowed_fraction`, the fraction of samples long enough for the confidence window to act.
 
     Raises ValueError at construction for arguments and data that cannot be used with this loss.
     """
@@ -86,8 +86,7 @@ class BFTTrainer(SFTTrainer):
         validation.check_trainer(self)
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self.lm_head_backend = choose_lm_head(base, args.lm_head_backend, has_aux_loss=self.aux_loss_enabled)
-        if loss_type == "bft":
-            # The loss is divided by the samples of the whole step, so `Trainer` must not divide it again.
+        if loss_type == "bft":  # the loss is divided by the samples of the whole step, not again by `Trainer`
             self.loss_is_scaled_for_ga = True
         # Of each step since the last log, and of each evaluation batch: (1, 1 + values, sums).
         self._step_sums, self._eval_sums = list[torch.Tensor](), list[torch.Tensor]()

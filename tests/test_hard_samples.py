@@ -221,7 +221,7 @@ def test_tensorboard_gets_every_metric(tmp_path):
     events = EventAccumulator(str(file))
     events.Reload()
     logged = [entry for entry in run.state.log_history if "loss" in entry]
-    for name in ("nll", "token_weight", "sample_weight", "group_confidence", "windowed_share", "nll/go"):
+    for name in ("nll", "token_weight", "sample_weight", "group_confidence", "windowed_fraction", "nll/go"):
         assert [event.value for event in events.Scalars(f"train/{name}")] == pytest.approx(
             [entry[name] for entry in logged], rel=1e-5
         )

@@ -63,7 +63,7 @@ def test_metrics_by_hand():
             "group_confidence": 1.1 / 3,
             "group_confidence_min": 0.2,
             "effective_sample_size": 7 / 3,
-            "windowed_share": 1 / 3,
+            "windowed_fraction": 1 / 3,
         }
     )
     # two equal steps, and one without samples: the size stays that of a step

@@ -145,7 +145,7 @@ def test_prompt_learning_with_packing(tmp_path):
         trainer(tmp_path, peft_config=tuning, config={"packing": True, "max_length": 64})
     run = trainer(tmp_path, peft_config=tuning, config={"max_steps": 1})
     run.train()
-    assert logged(run, "windowed_share")
+    assert logged(run, "windowed_fraction")
 
 
 def test_output_dir_is_a_file(tmp_path):

@@ -221,7 +221,7 @@ def test_logged_metrics_by_hand(tmp_path):
         "group_confidence": sum(p for _, _, p, _ in weighed) / 3,
         "group_confidence_min": min(p for _, _, p, _ in weighed),
         "effective_sample_size": sum(s) ** 2 / sum(x * x for x in s),
-        "windowed_share": sum(len(c) > 8 for c in samples) / 3,
+        "windowed_fraction": sum(len(c) > 8 for c in samples) / 3,
     }
     for name, value in expected.items():
         assert logged(trainer, name) == [pytest.approx(value, rel=1e-4)], name

@@ -25,7 +25,7 @@ METRICS = (
     "group_confidence",
     "group_confidence_min",
     "effective_sample_size",
-    "windowed_share",
+    "windowed_fraction",
 )
 BY_VALUE = ("nll/a", "sample_weight/b", "group_confidence/b")
 SGD = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "max_steps": 3}

@@ -83,10 +83,10 @@ class RunWarnings(TrainerCallback):
     def _window(self, logs: dict[str, float]) -> str | None:
         args = self.args
         uses_window = args.loss_type == "bft" and (args.sample_weighting or args.bft_version == "v3")
-        if not uses_window or logs["windowed_share"] >= 0.05:
+        if not uses_window or logs["windowed_fraction"] >= 0.05:
             return None
         return (
-            f"Only {logs['windowed_share']:.0%} of the samples are long enough for the confidence window of "
+            f"Only {logs['windowed_fraction']:.0%} of the samples are long enough for the confidence window of "
             f"`group_size={args.group_size}` supervised tokens to act; for the others the group confidence is the "
             "mean over the sample. Lower `group_size` to below the typical answer length if that is not meant."
         )

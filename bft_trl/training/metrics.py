@@ -137,7 +137,7 @@ def step_metrics(steps: torch.Tensor) -> dict[str, float]:
         "group_confidence_min": steps[:, -1].min().item(),
         # 0 for a step in which every weight is 0
         "effective_sample_size": (weight**2 / squared.clamp(min=torch.finfo(torch.float64).tiny)).mean().item(),
-        "windowed_share": total(steps, "windowed") / samples,
+        "windowed_fraction": total(steps, "windowed") / samples,
     }
 
 
