@@ -20,8 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from bft_trl import BFTConfig
 
 torch.set_num_threads(1)
-# A property test says nothing of how many examples it gets: a few hundred in `make test`, 10,000 in `make test-long`.
-settings.register_profile("short", max_examples=200, deadline=None, derandomize=True)
+# A property test says nothing of how many examples it gets: 100 in `make test`, 10,000 in `make test-long`.
+settings.register_profile("short", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("long", max_examples=10_000, deadline=None)
 settings.load_profile("short")
 

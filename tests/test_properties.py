@@ -1,4 +1,4 @@
-"""What holds for any input: 200 examples of each in `make test`, 10,000 in the long target."""
+"""What holds for any input: 100 examples of each in `make test`, 10,000 in the long target."""
 
 import csv
 import json
