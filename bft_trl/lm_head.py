@@ -1,14 +1,13 @@
 """Per-token log-probabilities of a frozen LM head, without logits.
 
-Where the head is not trained, as with every LoRA or QLoRA run, the gradient of a token's log-probability with respect
-to its hidden state needs nothing that the forward pass does not know:
+If the head is not trained, as in every LoRA or QLoRA run, the gradient of a token's log-probability with respect to
+its hidden state is known in the forward pass:
 
     d log c_t / d h_t = scale * (W[y_t] - sum_v p_v W[v])        p = softmax(scale * W h_t + bias)
 
-So it is formed there, chunk after chunk of supervised tokens, and kept as one (N, H) tensor, which the backward pass
-only multiplies by what each token counts: two matrix products, where a fused head that recomputes needs three, and no
-(N, V) tensor. That the weights of BFT are known only after all log-probabilities are is no obstacle, because the
-gradient is linear in them.
+It is computed in chunks of supervised tokens and kept as one (N, H) tensor. The backward pass multiplies it by the
+gradient of each log-probability, which contains the weights of BFT. This takes two matrix products; a fused head that
+recomputes takes three. No (N, V) tensor is kept.
 """
 
 import functools
@@ -24,15 +23,14 @@ from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
 logger = get_logger(__name__)
 
-# Memory for the logits of one chunk. Each chunk reads the weight anew: with few rows a GPU would wait for that, so
-# there it is as much as TRL's tile of logits takes.
+# Memory for the logits of one chunk. Each chunk reads the whole weight, so on a GPU it has the size of TRL's tile.
 CHUNK_BYTES = {"cpu": 64 * 2**20, "default": 256 * 2**20}
-# Keeps p - onehot in reach of float16, whose smallest number is 6e-8.
+# Keeps p - onehot in the range of float16, whose smallest number is 6e-8.
 _FLOAT16_SCALE = 1024
 
 
 class TokenScores(NamedTuple):
-    """What [`frozen_log_probs`] says of each of N tokens, in float32 (float64 for float64 input)."""
+    """Scores of N tokens from [`frozen_log_probs`], in float32 (float64 for float64 input)."""
 
     log_probs: torch.Tensor  # (N,) log-probability of the target in nats, at most 0 up to rounding; has a gradient
     entropy: torch.Tensor  # (N,) entropy of the prediction in nats
@@ -48,24 +46,23 @@ def frozen_log_probs(
     logit_scale: float = 1.0,
     chunk_bytes: int | None = None,
 ) -> TokenScores:
-    """Log-probabilities of `targets` under softmax(logit_scale * (hidden @ weight.T + bias)).
+    """Returns the scores of `targets` under softmax(logit_scale * (hidden @ weight.T + bias)).
 
-    The gradient flows to `hidden` only, through `log_probs` only, once. Products are in the dtype of `hidden` (under
-    autocast, in autocast's), everything between them in float32 or better.
+    Only `log_probs` has a gradient, only with respect to `hidden`, and it can be computed once. Matrix products are in
+    the dtype of `hidden` (under autocast, in autocast's), everything else in float32 or better.
 
     Args:
-        hidden: (N, H) hidden states, N = 0 gives empty scores that stay connected to the graph.
+        hidden: (N, H) hidden states; N = 0 gives empty scores that are connected to the graph.
         weight: (V, H), frozen.
         targets: (N,) token ids in [0, V).
         bias: (V,), frozen.
-        logit_scale: what the model multiplies its logits by.
+        logit_scale: factor of the logits.
         chunk_bytes: bound on the memory for logits, by default `CHUNK_BYTES`. It changes results by rounding only.
 
-    Beside the chunk it takes the gradient's (N, H) and, where the weight is in another dtype than the products, a copy
-    of the weight.
+    Memory: one chunk, the gradient (N, H), and a copy of the weight if its dtype is not that of the products.
 
     Raises:
-        ValueError: if a gradient of the head is asked for, or for arguments that do not fit each other.
+        ValueError: if the head requires a gradient, for shapes that do not match, and for ids outside the vocabulary.
     """
     if torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad)):
         raise ValueError(
@@ -154,7 +151,7 @@ class _FrozenLogProbs(torch.autograd.Function):
 def _chunk_buffers(
     size: int, vocabulary: int, dtype: torch.dtype, device: torch.device, chunk_bytes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns (rows, V) buffers for the operands of the products and for what lies between, in float32 or better."""
+    """Returns (rows, V) buffers: operands of the products, and values between them in float32 or better."""
     wide = torch.promote_types(dtype, torch.float32)
     row_bytes = vocabulary * (dtype.itemsize + (wide.itemsize if wide != dtype else 0))
     rows = max(1, min(size, chunk_bytes // row_bytes))
@@ -163,7 +160,7 @@ def _chunk_buffers(
 
 
 def _softmax(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N,) log-probability of the targets (N, 1), and whether they are top-1; `logits` (N, V) become probabilities."""
+    """Returns log-probabilities of the targets (N, 1) and whether they are top-1; `logits` become probabilities."""
     top, index = logits.max(-1, keepdim=True)  # the first of equals, as argmax
     target_logits = logits.gather(1, target)
     probs = torch.softmax(logits, -1, out=logits)
@@ -173,8 +170,8 @@ def _softmax(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _ascent(probs: torch.Tensor, operand: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """(N, H) W[y] - sum_v p_v W[v] in the dtype of `probs`, which become p - onehot; `operand` is scratch."""
-    # p - onehot before it is rounded and multiplied: nothing cancels where the model is sure.
+    """Returns W[y] - sum_v p_v W[v], (N, H), in the dtype of `probs`; overwrites `probs` and `operand`."""
+    # The difference is taken before rounding, so that nothing cancels where p is close to 1.
     probs.scatter_add_(1, target, torch.full_like(target, -1, dtype=probs.dtype))
     if operand.dtype == probs.dtype:
         return -(probs @ weight)

@@ -1,8 +1,8 @@
-"""The method as pure torch: how much each token and each sample counts.
+"""The equations: confidence, token weights and sample weights, in plain torch.
 
-Everything here works on the *supervised tokens of a step in one row*: `log_probs` has shape (N,), the samples stand
-one after another, and `lengths` (B,) says how many tokens each has. That layout is the same for padded rows, packed
-rows and ragged batches, needs no loop over samples and no tensor larger than the batch.
+All functions take the supervised tokens of a batch concatenated: `log_probs` (N,), and `lengths` (B,), the number of
+tokens of each sample. The layout is the same for padded, packed and ragged batches; it needs no loop over samples and
+no tensor larger than the batch.
 
     L_BFT = (1/B) sum_b s_b * (1/L_b) sum_t w_bt * (-log c_bt)        c = exp(log_probs)
 
@@ -14,14 +14,13 @@ from typing import NamedTuple
 
 import torch
 
-# Added to the local confidence of the v3 token weight, in float32. The paper does not state it; it decides what
-# happens where a whole window has c ~ 1e-8: below it the weights of such a window fade to 0 instead of staying at
-# c / C_loc.
+# Added to the local confidence of the v3 token weight, in float32; not stated in the paper. In windows whose mean
+# confidence is below it, the weights go to 0 instead of c / C_loc.
 V3_EPSILON = 1e-8
 
 
 class SupervisedTokens(NamedTuple):
-    """The supervised tokens of a batch in one row, see [`supervised_tokens`]. B counts samples that have a token."""
+    """The supervised tokens of a batch, see [`supervised_tokens`]; B samples have at least one."""
 
     log_probs: torch.Tensor  # (N,) nats, keeps its gradient
     lengths: torch.Tensor  # (B,) supervised tokens of each sample, at least 1
@@ -29,7 +28,7 @@ class SupervisedTokens(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Token and sample weights with the confidence that they come from; all float32 and without gradient."""
+    """Token and sample weights, and the confidence of each sample; float32, without gradient."""
 
     token: torch.Tensor  # (N,) in [0, 1]
     sample: torch.Tensor  # (B,) in [0, 1]
@@ -41,7 +40,7 @@ class Weights(NamedTuple):
 def supervised_tokens(
     log_probs: torch.Tensor, mask: torch.Tensor, document: torch.Tensor | None = None
 ) -> SupervisedTokens:
-    """The supervised tokens of a batch, sample after sample.
+    """Returns the supervised tokens of a batch in reading order.
 
     Args:
         log_probs: (B, S) log-probability of each target token in nats; values outside `mask` are ignored.
@@ -50,8 +49,8 @@ def supervised_tokens(
             sample. None: every row is one sample.
 
     Returns:
-        The tokens in reading order. Documents without a supervised token are no samples; an empty batch gives
-        N = B = 0 and stays connected to the graph, so that a fully masked micro-batch has a gradient of zero.
+        The tokens in reading order. Documents without a supervised token are not samples. An empty batch gives
+        N = B = 0 and is connected to the graph, so that a fully masked micro-batch has a gradient of zero.
     """
     rows, columns = mask.nonzero(as_tuple=True)
     starts = torch.ones_like(rows, dtype=torch.bool)
@@ -65,12 +64,12 @@ def supervised_tokens(
 
 
 def window_means(values: torch.Tensor, first: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-    """Mean of `values[first:end]` for each pair of bounds, (N,) -> (N,).
+    """Returns the mean of `values[first:end]` for each pair of bounds, (N,) -> (N,).
 
     Sums are differences of one running sum in float64: exact to 1e-12 times the number of tokens. (A float32 running
     sum over a long packed row would lose the small confidences that this method is about.)
     """
-    # MPS has no float64, and CUDA no deterministic running sum; the row is tiny, so it goes through the CPU there.
+    # MPS has no float64, and CUDA has no deterministic cumsum; the tensor is small, so the CPU is used.
     through_cpu = values.device.type == "mps" or torch.are_deterministic_algorithms_enabled()
     wide = values.cpu().double() if through_cpu else values.double()
     total = torch.cat([wide.new_zeros(1), wide.cumsum(0)]).to(first.device)
@@ -80,7 +79,7 @@ def window_means(values: torch.Tensor, first: torch.Tensor, end: torch.Tensor) -
 def minimum_group_confidence(
     log_probs: torch.Tensor, lengths: torch.Tensor, *, group_size: int, mean: str = "geometric"
 ) -> torch.Tensor:
-    """The v1 sample confidence: the lowest mean confidence over any `group_size` consecutive supervised tokens.
+    """Returns the v1 sample confidence: the lowest mean confidence over `group_size` consecutive supervised tokens.
 
     Args:
         log_probs: (N,) in nats.
@@ -95,13 +94,13 @@ def minimum_group_confidence(
 
 
 def local_confidence(log_probs: torch.Tensor, lengths: torch.Tensor, *, group_size: int) -> torch.Tensor:
-    """The v3 confidence around each token: the mean of c over `group_size` tokens centered on it.
+    """Returns the v3 confidence of each token: the mean of c over `group_size` tokens centered on it.
 
     Args:
         log_probs: (N,) in nats.
         lengths: (B,) tokens per sample.
         group_size: window length g. The extra token of an even window lies on the left. The window is clipped at the
-            sample's ends and divided by the tokens that it really holds.
+            sample's ends, and the sum is divided by the number of tokens in it.
 
     Returns:
         (N,) in [0, 1].
@@ -123,7 +122,7 @@ def token_and_sample_weights(
     confidence_gamma: float = 1.0,
     min_token_weight: float = 0.0,
 ) -> Weights:
-    """Token weights w and sample weights s of an objective, and the confidence of each sample.
+    """Returns token weights w and sample weights s of an objective, and the confidence of each sample.
 
     | `loss_type` | w | s |
     |---|---|---|
@@ -174,7 +173,7 @@ def _full_windows(log_probs: torch.Tensor, lengths: torch.Tensor, *, group_size:
     """The v1 windows: `group_size` tokens from each one on."""
     first, end = _sample_bounds(lengths)
     position = torch.arange(len(log_probs), device=log_probs.device)
-    # Windows that would leave the sample are moved back inside: full windows only, the last ones counted repeatedly.
+    # Windows that would end after the sample are moved to its end, so that all windows are full.
     left = torch.maximum(torch.minimum(position, end - group_size), first)
     right = torch.minimum(left + group_size, end)
     if mean == "geometric":
@@ -198,7 +197,7 @@ def _first_window(windows: _Windows, minimum: torch.Tensor, lengths: torch.Tenso
     """(B, 2) bounds, from the sample's start, of its first window whose confidence is the minimum."""
     values, left, right = windows
     position = torch.arange(len(values), device=values.device)
-    # Of a NaN none is equal: then it is the last window, and the loss is what the user hears of.
+    # NaN equals nothing: then the last window is taken, and the check of the loss raises.
     found = torch.where(values == minimum.repeat_interleave(lengths), position, len(values) - 1)
     at = _minimum_per_sample(found, lengths)
     start = lengths.cumsum(0) - lengths
