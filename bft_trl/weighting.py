@@ -134,12 +134,7 @@ def token_and_sample_weights(
     Args:
         log_probs: (N,) in nats, any float dtype; the weights are computed in float32 or better.
         lengths: (B,) tokens per sample, sum N.
-        loss_type, bft_version, token_weighting, sample_weighting: the objective, see `BFTConfig`. The confidence
-            follows `bft_version` for every `loss_type`.
-        group_size: window length in supervised tokens.
-        confidence_mean: v1 only, see [`minimum_group_confidence`].
-        confidence_gamma: v1 only, exponent on the minimum group confidence.
-        min_token_weight: floor on w under "bft"; 0 is the paper.
+        loss_type and the other options: see `BFTConfig`. The confidence follows `bft_version` for every `loss_type`.
     """
     # Rounding can put a log-probability just above 0; a probability is at most 1.
     log_probs = log_probs.detach().to(torch.promote_types(log_probs.dtype, torch.float32)).clamp(max=0)

@@ -1,6 +1,5 @@
 import copy
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -35,8 +34,8 @@ def test_best_metric_acts_only_with_load_best_model_at_end(tmp_path):
 
 def test_the_token_stays_in_copies_and_not_in_files(tmp_path):
     config = build_config(tmp_path, hub_token="hf_secret")
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as workers:
-        copies = [copy.copy(config), copy.deepcopy(config), workers.submit(copy.copy, config).result()]
+    for_a_worker = ForkingPickler.loads(ForkingPickler.dumps(config))  # as multiprocessing sends it to a process
+    copies = [copy.copy(config), copy.deepcopy(config), for_a_worker]
     assert [found.hub_token for found in copies] == ["hf_secret"] * 3
     torch.save(config, tmp_path / "training_args.bin")
     assert b"hf_secret" not in (tmp_path / "training_args.bin").read_bytes()
