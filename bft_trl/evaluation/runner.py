@@ -43,7 +43,6 @@ def evaluate(
     Args:
         run: what to evaluate.
         tasks: names of tasks, groups and tags, patterns, or YAML files.
-        output_dir: folder.
         metadata: data_dir, encoder and background of our tasks.
         include_path: folder with further tasks.
         seed: of Python, NumPy, torch and the few-shot examples; None takes lm-eval's defaults.
