@@ -161,6 +161,27 @@ def test_the_log_is_complete_with_every_kind_of_save(how, tmp_path):
     assert any(tmp_path.glob("checkpoint-*"))
 
 
+def test_a_log_within_a_step_loses_no_sample(tmp_path):
+    """A subclass that logs a loss in each of 3 micro-batches of 2 steps."""
+
+    class Logging(BFTTrainer):
+        def compute_loss(self, *args, **kwargs):
+            result = super().compute_loss(*args, **kwargs)
+            self.log({"loss": 1.0})
+            return result
+
+    run = Logging(
+        build_model(),
+        build_config(
+            tmp_path, log_samples=True, max_steps=2, per_device_train_batch_size=1, gradient_accumulation_steps=3
+        ),
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=build_tokenizer(),
+    )
+    run.train()
+    assert len(logged(tmp_path)) == 6
+
+
 def test_parts_stay_small(tmp_path, monkeypatch):
     """A part is written over until it is full: with room for 4 rows, 12 rows are three parts."""
     monkeypatch.setattr("bft_trl.training.sample_log._ROWS", 4)

@@ -227,6 +227,22 @@ def test_logged_metrics_by_hand(tmp_path):
         assert logged(trainer, name) == [pytest.approx(value, rel=1e-4)], name
 
 
+def test_the_last_log_without_logging_covers_the_run(tmp_path):
+    """Two steps at rate 0, one row each: the nll is that of both rows by hand."""
+    rows = sample_rows(2)
+    model, tokenizer = build_model(), build_tokenizer()
+    nlls = []
+    with torch.no_grad():
+        for row in rows:
+            prompt, answer = tokenizer(row["prompt"])["input_ids"], tokenizer(row["completion"] + "<eos>")["input_ids"]
+            log_probs = model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+            nlls += [-log_probs[len(prompt) + i - 1, token].item() for i, token in enumerate(answer)]
+    options = {"logging_strategy": "no", "per_device_train_batch_size": 1, "max_steps": 2, "learning_rate": 0.0}
+    trainer = build(tmp_path, rows, **SGD | options)
+    trainer.train()
+    assert logged(trainer, "nll") == [pytest.approx(sum(nlls) / len(nlls), rel=1e-5)]
+
+
 def test_both_levels_off_is_the_mean_over_samples(tmp_path):
     """Not SFT's mean over tokens: a short answer counts as much as a long one."""
     rows = sample_rows(4)
