@@ -36,6 +36,18 @@ def load_evaluation_sets(name: str, *, data_dir: str | Path | None = None) -> pd
     return read_gene_sets(path)[["id", "name", "genes"]].assign(source=name)
 
 
+def load_gene_names(data_dir: str | Path | None) -> dict[str, str]:
+    """Returns the full name of each gene by symbol, from `gene_names.parquet` (symbol, name) in `data_dir`.
+
+    Empty without `data_dir` or without the file.
+    """
+    path = Path(data_dir or ".") / "gene_names.parquet"
+    if data_dir is None or not path.is_file():
+        return {}
+    table = read_table(path, ["symbol", "name"]).dropna(subset=["symbol", "name"])
+    return dict(zip(table["symbol"], table["name"], strict=True))
+
+
 def load_background(path: str | Path | None = None, *, data_dir: str | Path | None = None) -> list[str]:
     """Loads the names among which a percentile ranks.
 

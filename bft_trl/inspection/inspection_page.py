@@ -41,7 +41,7 @@ def inspection_page(report: Mapping[str, Any]) -> str:
         "script": Markup(_SCRIPT),
         "script_hash": f"sha256-{digest}",
     }
-    return environment(autoescape=True).get_template("inspection.html.j2").render(context)
+    return environment().get_template("inspection.html.j2").render(context)
 
 
 def _shown(sample: Mapping[str, Any]) -> dict[str, Any]:
