@@ -90,6 +90,7 @@ def document_key(parts: Mapping[str, Any]) -> str:
 
     Case and white space do not count. Equal documents of different files have equal keys.
     """
-    asked = [parts["name"], *sorted(parts["genes"])] if "genes" in parts else [parts["question"], *parts["options"]]
-    text = json.dumps([" ".join(str(part).lower().split()) for part in asked])
+    first, rest = ("name", "genes") if "genes" in parts else ("question", "options")
+    asked, *others = (" ".join(str(part).lower().split()) for part in (parts[first], *parts[rest]))
+    text = json.dumps([asked, *(sorted(others) if rest == "genes" else others)])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
