@@ -1,11 +1,6 @@
 """Lists of hard samples by hand, from a written sample log and its data set; and what `report_to` gets."""
 
 import json
-import os
-import sqlite3
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -226,23 +221,3 @@ def test_tensorboard_gets_every_metric(tmp_path):
             [entry[name] for entry in logged], rel=1e-5
         )
     assert "eval/nll/go" in events.Tags()["scalars"]
-
-
-@pytest.mark.long
-def test_trackio_gets_every_metric(tmp_path):
-    """Into a local data base; in a process of its own, because trackio serves a dashboard beside the run."""
-    code = """
-import sys
-from conftest import *
-from bft_trl import BFTTrainer
-rows = Dataset.from_list([row | {"from": "go"} for row in sample_rows(4)])
-config = build_config(sys.argv[1], max_steps=2, report_to="trackio", metrics_by_column="from")
-BFTTrainer(build_model(), config, train_dataset=rows, processing_class=build_tokenizer()).train()
-"""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "TRACKIO_DIR": str(tmp_path / "trackio")}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], env=environment, check=True, timeout=120)
-    (file,) = (tmp_path / "trackio").glob("*.db")
-    with sqlite3.connect(file) as base:
-        logged = [json.loads(row[0]) for row in base.execute("select metrics from metrics order by id")]
-    assert sum("train/nll/go" in entry for entry in logged) == 2
-    assert all(entry["train/nll"] > 0 for entry in logged if "train/nll" in entry)
