@@ -150,7 +150,7 @@ def test_folders_without_log_or_tokenizer(run, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no sample log in _samples/. Train with .*log_samples=True"):
         hard_samples(tmp_path / "absent", data, tmp_path / "out")
     write(tmp_path, log())
-    with pytest.raises(FileNotFoundError, match="holds no tokenizer"):
+    with pytest.raises(FileNotFoundError, match="has no tokenizer"):
         hard_samples(tmp_path, data, tmp_path / "out")
     build_tokenizer().save_pretrained(tmp_path / "checkpoint-5")
     assert hard_samples(tmp_path, data, tmp_path / "out")["lists"]["hardest"]["rows"][0]["window_text"] == "text c"

@@ -229,11 +229,11 @@ BFT = {"loss_type": "bft", "bft_version": "v1", "token_weighting": True, "sample
     ("metrics", "objective", "codes", "words"),
     [
         ({}, {}, "nothing", "No problem found"),
-        ({"windowed": 4}, {}, "window_never_acts", "4 of 100 .*`group_size=256`.*median answer 300"),
+        ({"windowed": 4}, {}, "window_never_acts", "Only 4% .*`group_size=256`.*median answer has 300"),
         ({"windowed": 5}, {}, "nothing", ""),
         ({"windowed": 0}, {"loss_type": "nll"}, "nothing", ""),
         ({"windowed": 0}, {"sample_weighting": False}, "nothing", ""),
-        ({"near_zero_fraction": 0.3}, {}, "signal_vanishes", "30% .*0.500.*`bft_version='v3'` or a floor"),
+        ({"near_zero_fraction": 0.3}, {}, "signal_vanishes", "30% .*0.500.*`bft_version='v3'`, a floor"),
         ({"near_zero_fraction": 0.3}, {"bft_version": "v3"}, "signal_vanishes", "Try a floor"),
         ({"near_zero_fraction": 0.3}, {"loss_type": "dft"}, "signal_vanishes", "`loss_type='bft'` with"),
         ({"near_zero_fraction": 0.3}, {"token_weighting": False}, "nothing", ""),

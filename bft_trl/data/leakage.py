@@ -92,24 +92,14 @@ def without_leaks(table: pd.DataFrame, documents: pd.DataFrame, tests: Iterable[
 
 def connected_sets(table: pd.DataFrame) -> list[list[int]]:
     """Returns groups of row numbers that a split keeps together: chains of sets that share their name or genes."""
-    parent = list(range(len(table)))
+    import networkx
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
+    graph = networkx.empty_graph(len(table))
     genes = table["genes"].tolist()
-    for i, j, _ in overlapping_sets(genes, genes):
-        parent[root(i)] = root(j)
-    first: dict[str, int] = {}
-    for i, name in enumerate(table["name"].map(normalize_text)):
-        parent[root(i)] = root(first.setdefault(name, i))
-    groups = defaultdict(list)
-    for i in range(len(table)):
-        groups[root(i)].append(i)
-    return list(groups.values())
+    graph.add_edges_from((i, j) for i, j, _ in overlapping_sets(genes, genes))
+    for rows in _rows_by_text(table["name"]).values():
+        networkx.add_path(graph, rows)
+    return [sorted(rows) for rows in networkx.connected_components(graph)]
 
 
 def split(
@@ -156,8 +146,8 @@ def _equal_rows(reason: str, train: pd.Series, test: pd.Series) -> pd.DataFrame:
     return pd.merge(*tables, on="key")[["train_row", "test_row"]].assign(reason=reason)
 
 
-def _rows_by_text(texts: Sequence[str]) -> dict[str, list[int]]:
-    """Returns the row numbers of each normalized text. Copies of a text count once as users of a phrase."""
+def _rows_by_text(texts: Iterable[str]) -> dict[str, list[int]]:
+    """Returns the row numbers of each normalized text."""
     rows = defaultdict(list)
     for i, text in enumerate(texts):
         rows[normalize_text(text)].append(i)
