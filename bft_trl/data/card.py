@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,23 @@ import pandas as pd
 
 from bft_trl import markdown
 from bft_trl.data.tables import write_together
+
+
+@dataclass(frozen=True)
+class Source:
+    """Gene sets and their provenance.
+
+    Attributes:
+        sets: id, name, definition (may be missing), genes (a list) and, for some sources, gene_names.
+        label: column `source` of the training rows.
+        attribution: entries of the data card on authors and licenses.
+        files: input files.
+    """
+
+    sets: pd.DataFrame
+    label: str
+    attribution: Sequence[str]
+    files: Sequence[Path]
 
 
 def write_data(output_dir: Path, tables: Mapping[str, pd.DataFrame], **card: Any) -> None:
