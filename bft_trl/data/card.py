@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from bft_trl import markdown
-from bft_trl.data.tables import write_together
+from bft_trl.data.tables import parquet_bytes
+from bft_trl.io import write_files
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Source:
 def write_data(output_dir: Path, tables: Mapping[str, pd.DataFrame], **card: Any) -> None:
     """Writes each table as `<name>.parquet`, and README.md; `card` are the arguments of [`data_card`]."""
     files = {output_dir / f"{name}.parquet": table for name, table in tables.items()}
-    write_together({output_dir / "README.md": data_card(files, **card), **files})
+    text = data_card(files, **card)
+    write_files({output_dir / "README.md": text.encode()} | {path: parquet_bytes(files[path]) for path in files})
 
 
 def data_card(

@@ -105,13 +105,7 @@ def read_obo_gaf(
     check_sizes(min_genes, max_genes)
     logger.info("Reading %s and %s", obo.name, gaf.name)
     graph = _read_obo(obo)
-    default = graph.graph.get("default-namespace", [None])[0]
-    # Nodes without a name are obsolete, or parents that the file does not define.
-    terms = {
-        term: attributes
-        for term, attributes in graph.nodes(data=True)
-        if attributes.get("namespace", default) == NAMESPACE and "name" in attributes
-    }
+    terms = _processes(graph)
     if not terms:
         raise ValueError(f"{obo}: has no term of the namespace {NAMESPACE}. Use the Gene Ontology's go-basic.obo.")
     annotations = _read_gaf(gaf, evidence)
@@ -135,25 +129,31 @@ def read_obo_gaf(
         if min_genes <= len(genes) <= max_genes
     ]
     sets = pd.DataFrame(rows, columns=["id", "name", "definition", "genes", "gene_names"])
-    header = _gaf_header(gaf)
-    version, gaf_version, date = (
-        markdown.text(text or "unknown")
-        for text in (graph.graph.get("data-version"), header.get("gaf-version"), header.get("date-generated"))
-    )
-    attribution = (
-        f"Terms, definitions and annotations: the Gene Ontology (ontology {version}; annotations in GAF "
-        f"{gaf_version}, generated {date}), {_LICENSE}"
-    )
-    return Source(sets, "go_bp", [attribution], [obo, gaf])
+    return Source(sets, "go_bp", [_attribution(graph, gaf)], [obo, gaf])
 
 
-def _gaf_header(gaf: Path) -> dict[str, str]:
-    """Returns the first value of each header line; a merged file has the headers of its parts below."""
+def _processes(graph: "networkx.MultiDiGraph") -> dict[str, Any]:
+    """Returns the attributes of each biological process. Obsolete terms and undefined parents have no name."""
+    default = graph.graph.get("default-namespace", [None])[0]
+    return {
+        term: attributes
+        for term, attributes in graph.nodes(data=True)
+        if attributes.get("namespace", default) == NAMESPACE and "name" in attributes
+    }
+
+
+def _attribution(graph: "networkx.MultiDiGraph", gaf: Path) -> str:
+    """Returns the entry of the data card, with the versions in the headers of both files."""
     header: dict[str, str] = {}
     for _, line in takewhile(lambda numbered: numbered[1].startswith("!"), numbered_lines(gaf)):
         name, _, value = line.lstrip("! ").partition(":")
-        header.setdefault(name, value.strip())
-    return header
+        header.setdefault(name, value.strip())  # a merged file has the headers of its parts below
+    versions = (graph.graph.get("data-version"), header.get("gaf-version"), header.get("date-generated"))
+    ontology, gaf_version, date = (markdown.text(version or "unknown") for version in versions)
+    return (
+        f"Terms, definitions and annotations: the Gene Ontology (ontology {ontology}; annotations in GAF "
+        f"{gaf_version}, generated {date}), {_LICENSE}"
+    )
 
 
 def _read_obo(obo: Path) -> "networkx.MultiDiGraph":

@@ -12,7 +12,7 @@ import pandas as pd
 from bft_trl import markdown
 from bft_trl.data.card import Source, write_data
 from bft_trl.data.leakage import connected_sets, split, without_leaks
-from bft_trl.data.tables import check_sizes, read_gene_sets, read_parquet
+from bft_trl.data.tables import check_sizes, read_gene_sets, read_table
 from bft_trl.io import check_folder
 from bft_trl.prompts import conversation, gene_set_answer, gene_set_prompt
 
@@ -38,16 +38,13 @@ def load_gene_sets(split: str = "train") -> "Dataset":
     if split not in ("train", "eval"):
         raise ValueError(f"`split={split!r}` is not known: choose 'train' or 'eval'.")
     with resources.as_file(SHIPPED / f"{split}.parquet") as path:
-        return Dataset.from_pandas(read_parquet(path), preserve_index=False)
+        return Dataset.from_pandas(read_table(path), preserve_index=False)
 
 
 def shipped_sets(*splits: str) -> pd.DataFrame:
     """Returns id, name and genes of the sets that ship with the package, of the given splits or of both."""
-    tables = []
-    for name in splits or ("train", "eval"):
-        with resources.as_file(SHIPPED / f"{name}.parquet") as path:
-            tables.append(read_parquet(path)[["id", "name", "genes"]])
-    return pd.concat(tables, ignore_index=True)
+    tables = [load_gene_sets(name).to_pandas() for name in splits or ("train", "eval")]
+    return pd.concat(tables, ignore_index=True)[["id", "name", "genes"]]
 
 
 def read_table_source(path: Path, *, min_genes: int = 3, max_genes: int = 100) -> Source:

@@ -15,6 +15,11 @@ from bft_trl.io import check_folder
 
 logger = logging.getLogger(__name__)
 
+_DESCRIPTION = (
+    "Questions and answers in TRL's conversational prompt-completion form, with the columns `id`, `source` and "
+    "`question`. No question is in both files."
+)
+
 
 def build(
     sources: Sequence[str],
@@ -49,8 +54,8 @@ def build(
     prompts = rows["prompt"].map(lambda turns: turns[0]["content"])
     kept = without_leaks(rows, rows[["id"]].assign(text=rows["question"], body=prompts), tests)
     logger.info("%d of %d questions remain without the evaluation data", len(kept), len(rows))
-    sizes = {"eval": eval_rows, "train": train_rows}
     equal = kept.groupby(kept["question"].map(normalize_text), sort=False).indices.values()
+    sizes = {"eval": eval_rows, "train": train_rows}
     tables = split(kept, [group.tolist() for group in equal], sizes, rng=np.random.default_rng(seed))
     counts = pd.concat(tables.values())["source"].value_counts()
     read = [local_file(data_dir, f"{source}_{part}") for source, part in splits.items()] if data_dir else []
@@ -58,8 +63,7 @@ def build(
         output_dir,
         tables,
         title="Medical questions",
-        description="Questions and answers in TRL's conversational prompt-completion form, with the columns `id`, "
-        "`source` and `question`. No question is in both files.",
+        description=_DESCRIPTION,
         excluded=[(path.name, len(test)) for path, test in zip(exclude, tests, strict=True)],
         attribution=[f"{name}: {count} rows, {SOURCES[name].license}" for name, count in counts.items()],
         inputs=[*read, *exclude],

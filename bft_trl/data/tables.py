@@ -5,7 +5,7 @@ import json
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -46,18 +46,18 @@ def read_table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if suffix not in READERS:
         raise ValueError(f"{path}: unknown table format '{path.suffix}'. Use one of {', '.join(READERS)}.")
-    table = _read(path, suffix)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    try:
+        table = READERS[suffix](path)
+    except _DAMAGED as error:
+        raise ValueError(f"{path}: cannot be read as {suffix[1:]}: {' '.join(str(error).split())}") from error
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise ValueError(f"{path}: has no column {missing}; its columns are {list(table.columns)}.")
     if table.empty:
         raise ValueError(f"{path}: has no rows.")
     return table
-
-
-def read_parquet(path: Path) -> pd.DataFrame:
-    """Reads a parquet file. Raises FileNotFoundError, or ValueError for a damaged file."""
-    return _read(path, ".parquet")
 
 
 def read_gene_sets(path: Path) -> pd.DataFrame:
@@ -186,20 +186,6 @@ def parquet_bytes(table: pd.DataFrame) -> bytes:
 def write_parquet(path: Path, table: pd.DataFrame) -> None:
     """Writes a table atomically."""
     write_files({path: parquet_bytes(table)})
-
-
-def write_together(files: Mapping[Path, pd.DataFrame | str]) -> None:
-    """Writes tables (as parquet) and texts; all are complete on disk before the first one replaces an older file."""
-    write_files({path: c.encode() if isinstance(c, str) else parquet_bytes(c) for path, c in files.items()})
-
-
-def _read(path: Path, suffix: str) -> pd.DataFrame:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
-    try:
-        return READERS[suffix](path)
-    except _DAMAGED as error:
-        raise ValueError(f"{path}: cannot be read as {suffix[1:]}: {' '.join(str(error).split())}") from error
 
 
 def _read_csv(path: Path, separator: str) -> pd.DataFrame:
