@@ -52,8 +52,7 @@ def data_card(
 
     Args:
         files: written files and their tables.
-        title: heading, without "#".
-        description: paragraph on what a row is.
+        title, description: heading, and paragraph on what a row is.
         excluded: name and number of rows of each evaluation file that was kept out.
         attribution: list entries on sources and licenses.
         inputs: files from which the data were built, listed with their SHA-256.
