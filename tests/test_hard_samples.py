@@ -90,6 +90,10 @@ def test_pieces_of_a_document_are_one_sample(tmp_path):
     assert (sample["tokens"], sample["window_first"], sample["window_end"]) == (40, 0, 0)
     assert (whole["row"], whole["tokens"], whole["window_end"]) == (2, 10, 8)
 
+    pieces.loc[0, "nll"] = float("nan")  # a sum would leave it out
+    write(tmp_path, pieces)
+    assert read_sample_log(tmp_path)["nll"].isna().tolist() == [True, False]
+
 
 def test_parts_are_read_in_training_order(tmp_path):
     table = log()

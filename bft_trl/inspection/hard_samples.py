@@ -47,7 +47,10 @@ def read_sample_log(run: Path) -> pd.DataFrame:
     log.loc[pieces, ["window_first", "window_end"]] = 0
     sums = dict.fromkeys(("nll", "sample_weight", "tokens"), "sum")
     rest = {"step": "max", "group_confidence": "min", "window_first": "first", "window_end": "first"}
-    merged = log.groupby(["epoch", "row"], as_index=False).agg(sums | rest)
+    samples = log.groupby(["epoch", "row"])
+    merged = samples.agg(sums | rest)
+    merged["nll"] = merged["nll"].where(samples["nll"].count() == samples.size())  # a sum leaves NaN out
+    merged = merged.reset_index()
     return merged.sort_values(["epoch", "step", "row"], ignore_index=True)[log.columns]
 
 
