@@ -145,7 +145,7 @@ def test_writing_over_an_earlier_run_is_said(tmp_path, caplog):
     adapter_run(tmp_path, max_steps=2).train()
     assert "earlier run" not in caplog.text
     adapter_run(tmp_path, max_steps=2).train()
-    assert "holds checkpoints of an earlier run" in caplog.text
+    assert "has checkpoints of an earlier run" in caplog.text
 
 
 def test_resume_with_another_objective_is_refused(tmp_path):

@@ -162,7 +162,7 @@ def test_another_objective_is_not_overwritten(model_folder, data, tmp_path, caps
     assert run(*arguments) == 0
     weights = (out / "adapter_model.safetensors").read_bytes()
     assert run(*arguments, "--loss_type", "nll") == 2
-    assert "holds an adapter of another objective (loss_type='bft')" in capsys.readouterr().err
+    assert "has an adapter of another objective (loss_type was 'bft', is 'nll')" in capsys.readouterr().err
     assert (out / "adapter_model.safetensors").read_bytes() == weights
     assert run(*arguments, "--loss_type", "nll", "--overwrite_output_dir") == 0
     assert json.loads((out / "objective.json").read_text())["loss_type"] == "nll"

@@ -94,22 +94,19 @@ class RunWarnings(TrainerCallback):
         self.given.clear()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not logs or "nll" not in logs or self.args.loss_type == "nll":
+        objective = self.args.objective()
+        if not logs or "nll" not in logs or objective["loss_type"] == "nll":
             return
-        window = window_advice(self.args.objective(), logs["windowed_fraction"])
-        messages = {"window": window, "weight": self._weight(logs), "nll": self._nll(state)}
+        messages = {"window": window_advice(objective, logs["windowed_fraction"]), "nll": self._nll(state)}
+        if weights_tokens(objective) and logs["token_weight"] < 0.01:
+            messages["weight"] = (
+                f"The mean token weight is {logs['token_weight']:.4f}: the training signal vanishes where the model "
+                f"knows little. Try {vanishing_remedy(objective)}."
+            )
         for kind, message in messages.items():
             if message and kind not in self.given:
                 self.given.add(kind)
                 logger.warning(message)
-
-    def _weight(self, logs: dict[str, float]) -> str | None:
-        if not weights_tokens(self.args.objective()) or logs["token_weight"] >= 0.01:
-            return None
-        return (
-            f"The mean token weight is {logs['token_weight']:.4f}: the training signal vanishes where the model knows "
-            f"little. Try {vanishing_remedy(self.args.objective())}."
-        )
 
     def _nll(self, state: Any) -> str | None:
         tenth = state.max_steps / 10
