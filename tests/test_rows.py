@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import build_config, build_model, build_tokenizer, sample_rows
+from conftest import broken_model, build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -228,11 +228,9 @@ def test_data_that_carry_no_numbers_are_refused(form, words, option, value, tmp_
 
 @pytest.mark.parametrize(("log_samples", "named"), [(False, "log_samples=True"), (True, r"rows \[1\]")])
 def test_a_loss_that_is_not_finite_ends_the_run(log_samples, named, tmp_path):
-    """Row 1 alone holds the letter z, whose embedding is broken: the run ends before the step."""
+    """Row 1 alone has the letter z, whose embedding is broken: the run ends before the step."""
     rows = [{"prompt": "a", "completion": text} for text in ("aaaa", "azaz", "aa", "bbb", "abab")]
-    model = build_model(tie_word_embeddings=False)
-    with torch.no_grad():
-        model.model.embed_tokens.weight[build_tokenizer()("z")["input_ids"][0]] = float("nan")
+    model = broken_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     run = BFTTrainer(
         model,
@@ -267,11 +265,8 @@ def test_float16_skips_a_step_with_a_warning(caplog):
 
 
 def test_evaluation_warns_of_a_loss_that_is_not_finite(tmp_path, caplog):
-    model = build_model(tie_word_embeddings=False)
-    with torch.no_grad():
-        model.model.embed_tokens.weight[build_tokenizer()("z")["input_ids"][0]] = float("nan")
     run = BFTTrainer(
-        model,
+        broken_model(),
         build_config(tmp_path),
         train_dataset=Dataset.from_list(sample_rows(2)),
         eval_dataset=Dataset.from_list([{"prompt": "a", "completion": "azaz"}]),

@@ -126,20 +126,14 @@ def hard_samples(
     lists = {name: table for name, table in rank(samples).items() if len(table) or samples["epochs"].max() > 1}
     shown = {name: table.head(top) for name, table in lists.items()}
     texts = _window_texts(run, dataset, pd.concat([samples.head(0), *shown.values()]), config or {})
+    rows = {name: _records(table.assign(window_text=table["row"].map(texts))) for name, table in shown.items()}
     result: dict[str, Any] = {
         "run": run.name,
         "samples": len(samples),
         "epochs": int(log["epoch"].max()) + 1,
         "steps": int(log["step"].max()),
         "not_finite": sorted(log.loc[~finite, "id"].unique()),
-        "lists": {
-            name: {
-                "by": LISTS[name],
-                "count": len(lists[name]),
-                "rows": _records(table.assign(window_text=table["row"].map(texts))),
-            }
-            for name, table in shown.items()
-        },
+        "lists": {name: {"by": LISTS[name], "count": len(lists[name]), "rows": rows[name]} for name in lists},
         "sources": _records(by_source(log)),
     }
     files = {"samples.csv": samples.to_csv(index=False), "index.html": hard_samples_page(result, samples)}
