@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from test_sample_log import logged
 from transformers.trainer_utils import get_last_checkpoint
 
 from bft_trl import BFTTrainer
@@ -25,6 +27,7 @@ RUN = {
     "save_strategy": "steps",
     "save_steps": 2,
     "learning_rate": 1e-2,
+    "log_samples": True,
 }
 
 
@@ -70,7 +73,7 @@ def kill_at(folder, moment):
         *(pytest.param(f"save-4-{part}", marks=pytest.mark.long) for part in ("weights", "optimizer", "state")),
     ],
 )
-def test_killed_run_resumes_to_the_same_weights(moment, tmp_path, caplog):
+def test_killed_run_resumes_to_the_same_weights_and_sample_log(moment, tmp_path, caplog):
     whole = adapter_run(tmp_path / "whole")
     whole.train()
     killed = tmp_path / "killed"
@@ -82,6 +85,7 @@ def test_killed_run_resumes_to_the_same_weights(moment, tmp_path, caplog):
     assert ("Skipped the incomplete checkpoint" in caplog.text) == (used == "checkpoint-2")
     for name, tensor in adapter_of(tmp_path / "whole").items():
         assert torch.equal(tensor, adapter_of(killed)[name]), name
+    pd.testing.assert_frame_equal(logged(tmp_path / "whole"), logged(killed))
 
 
 def test_overwriting_an_older_run_leaves_no_mixture(tmp_path):

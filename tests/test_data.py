@@ -162,21 +162,6 @@ def test_bad_tables_name_the_file_and_the_problem(name, content, words, tmp_path
     ("name", "content", "expected"),
     [
         (
-            "GO_terms.csv",
-            "GO,Genes,Gene_Count,Term_Description\nGO:0034770,KMT5A BRCA1,2,histone H4-K20 methylation\n",
-            ("GO:0034770", "histone H4-K20 methylation", ["KMT5A", "BRCA1"]),
-        ),
-        (
-            "MsigDB.csv",
-            '"ID","Name","Count","Genes"\n"MsigDB:69","Peroxisome","2","PEX1 PEX2"\n\n\n',
-            ("MsigDB:69", "Peroxisome", ["PEX1", "PEX2"]),
-        ),
-        (
-            "NeST.tsv",
-            'NEST ID\tname_new\tGenes\nNEST:256\tMAPK signaling\t"ERBB2,HRAS"\n\n',
-            ("NEST:256", "MAPK signaling", ["ERBB2", "HRAS"]),
-        ),
-        (
             "hu.tsv",
             "\tGO\tGenes\tGene_Count\tTerm_Description\tLLM Name\n0\tGO:1\tA B\t2\tglucose import\tImport\n",
             ("GO:1", "glucose import", ["A", "B"]),

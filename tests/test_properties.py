@@ -14,20 +14,10 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from bft_trl.data.tables import (
-    parquet_bytes,
-    read_gene_sets,
-)
+from bft_trl.data.tables import parquet_bytes, read_gene_sets
 from bft_trl.evaluation.multiple_choice import choice_scores
 from bft_trl.lm_head import frozen_log_probs
-from bft_trl.prompts import (
-    LETTERS,
-    choice_answer,
-    gene_set_answer,
-    has_process_line,
-    parse_choice,
-    parse_process,
-)
+from bft_trl.prompts import LETTERS, choice_answer, gene_set_answer, has_process_line, parse_choice, parse_process
 from bft_trl.weighting import supervised_tokens, token_and_sample_weights
 
 pytestmark = pytest.mark.property

@@ -1,4 +1,4 @@
-"""Row numbers survive TRL's preparation and packing; weights and groups act by them."""
+"""Row numbers through TRL's preparation and packing, and the weights and metrics that use them."""
 
 from types import SimpleNamespace
 
@@ -73,7 +73,7 @@ def test_the_default_adds_no_column(tmp_path):
 
 
 def test_rows_of_another_trainer_are_numbered_anew(tmp_path):
-    """Data that a trainer prepared hold its own column values; another trainer must not take them for its own."""
+    """Prepared data contain the column values of one trainer; another trainer must not use them."""
     rows = [row | {"a": "xy"[i % 2], "b": "vw"[i // 2]} for i, row in enumerate(sample_rows(4))]
     prepared = trainer(tmp_path, rows, metrics_by_column="a", log_samples=True).train_dataset.select([2, 0, 3])
     second = BFTTrainer(
@@ -205,7 +205,7 @@ def test_baselines_know_no_weights_but_zero(loss_type, tmp_path):
         ("stream", "it needs a `Dataset`, not an `IterableDataset`"),
         ("collator", "a `data_collator` of your own"),
         ("transform", "a dataset with `with_transform` shows only the columns of its transform"),
-        ("packed", "the rows of a packed dataset hold several documents"),
+        ("packed", "the rows of a packed dataset contain several documents"),
     ],
 )
 def test_data_that_carry_no_numbers_are_refused(form, words, option, value, tmp_path):
@@ -216,7 +216,7 @@ def test_data_that_carry_no_numbers_are_refused(form, words, option, value, tmp_
         data = data.with_transform(lambda rows: {"input_ids": [[5, 6]] * len(rows["prompt"])})
     if form == "packed":
         data = trainer(tmp_path, data.to_list(), packing=True, max_length=64).train_dataset
-    with pytest.raises(ValueError, match=f"`{option}={value!r}` cannot be honored: {words}"):
+    with pytest.raises(ValueError, match=f"`{option}={value!r}` cannot be used: {words}"):
         BFTTrainer(
             build_model(),
             build_config(tmp_path, max_steps=1, **{option: value}),

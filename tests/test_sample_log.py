@@ -1,9 +1,5 @@
 """The sample log: numbers of each sample, in files that survive a kill."""
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,24 +97,15 @@ def test_no_log_by_default(tmp_path):
     assert not (tmp_path / FOLDER).exists()
 
 
-def test_a_killed_run_logs_each_sample_once(tmp_path):
-    """Killed in step 6 of 6, with a checkpoint of step 4: the log is that of a run that was not killed."""
+def test_a_resumed_run_logs_each_sample_once(tmp_path):
+    """From checkpoint 2 of 6 steps: the later samples are seen again, and logged once."""
     saves = {"save_strategy": "steps", "save_steps": 2}
-    trainer(tmp_path / "whole", **saves).train()
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    killed = subprocess.run(
-        [sys.executable, __file__, str(tmp_path / "killed")], env=environment, capture_output=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    before = logged(tmp_path / "killed")
-    assert before["step"].max() == 4
-    trainer(tmp_path / "killed", **saves).train(resume_from_checkpoint=True)
-    pd.testing.assert_frame_equal(logged(tmp_path / "whole"), logged(tmp_path / "killed"))
-    # A checkpoint further back: what lies behind it is seen again, and logged once.
-    trainer(tmp_path / "killed", **saves).train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-2"))
-    pd.testing.assert_frame_equal(logged(tmp_path / "whole"), logged(tmp_path / "killed"))
-    trainer(tmp_path / "killed", max_steps=1).train()
-    assert len(logged(tmp_path / "killed")) == 2  # a new run has no rows of the old one
+    trainer(tmp_path, **saves).train()
+    whole = logged(tmp_path)
+    trainer(tmp_path, **saves).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    pd.testing.assert_frame_equal(logged(tmp_path), whole)
+    trainer(tmp_path, max_steps=1).train()
+    assert len(logged(tmp_path)) == 2  # a new run has no rows of the old one
 
 
 def test_the_hub_gets_neither_the_log_nor_any_text(tmp_path, monkeypatch):
@@ -205,20 +192,3 @@ def test_damaged_parts_are_named(tmp_path):
     pd.DataFrame({"a": [1]}).to_parquet(file)
     with pytest.raises(ValueError, match="not a part of a sample log"):
         read_part(file)
-
-
-def main() -> None:
-    """Trains in argv[1] and is killed in its last step."""
-
-    class Killer(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    run = trainer(sys.argv[1], save_strategy="steps", save_steps=2)
-    run.add_callback(Killer())
-    run.train()
-
-
-if __name__ == "__main__":
-    main()

@@ -70,7 +70,7 @@ def _command(name: str, args: argparse.Namespace) -> str:
     lines = [f"bft-trl data {name}"]
     for option, value in vars(args).items():
         values = value if isinstance(value, list) else [value]
-        if not values or value is None or value is False or option in ("run", "passed_on"):
+        if not values or value is None or value is False or option == "run":
             continue
         words = [word.name if isinstance(word, Path) else str(word) for word in values if word is not True]
         lines.append(shlex.join([f"--{option}", *words]))

@@ -59,8 +59,8 @@ def changed_objective(folder: Path, objective: Mapping[str, Any]) -> str:
 
 def write_run_files(folder: Path, objective: Mapping[str, Any], model: Any) -> None:
     """Writes objective.json and base_model.json, which says how the base model was quantized (PEFT does not)."""
-    quantization = getattr(model.config, "quantization_config", None)
-    settings = quantization if quantization is None or isinstance(quantization, dict) else quantization.to_dict()
-    loading = {"quantization": settings}
+    quantization: Any = getattr(model.config, "quantization_config", None)
+    if hasattr(quantization, "to_dict"):
+        quantization = quantization.to_dict()
     write_text(folder / "objective.json", json.dumps(objective, indent=2) + "\n")
-    write_text(folder / "base_model.json", json.dumps(loading, indent=2, default=str) + "\n")
+    write_text(folder / "base_model.json", json.dumps({"quantization": quantization}, indent=2, default=str) + "\n")
