@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import reference
 import torch
-from conftest import broken_model, build_model, build_tokenizer, sample_rows
+from conftest import answer_probs, broken_model, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
@@ -33,15 +33,6 @@ def report_of(base, rows, output_dir, **options):
     return inspect_samples(Run(str(base)), data, output_dir, dataset_name="rows", device="cpu", **options)
 
 
-def target_probs(row, max_length=1024):
-    """Probabilities of the answer's tokens, from full logits in float64."""
-    tokenizer = build_tokenizer()
-    prompt = tokenizer(row["prompt"])["input_ids"]
-    ids = [*prompt, *tokenizer(row["completion"])["input_ids"], tokenizer.eos_token_id][:max_length]
-    log_probs = build_model()(torch.tensor([ids])).logits[0].double().log_softmax(-1)
-    return [log_probs[place - 1, ids[place]].exp().item() for place in range(len(prompt), len(ids))]
-
-
 @pytest.mark.parametrize(
     ("objective", "rule"),
     [
@@ -54,7 +45,7 @@ def test_samples_equal_the_reference(objective, rule, base, tmp_path):
     report = report_of(base, ROWS, tmp_path, config=objective)
     assert [sample["id"] for sample in report["samples"]] == [row["id"] for row in ROWS]
     for sample, row in zip(report["samples"], ROWS, strict=True):
-        probs = target_probs(row)
+        probs = answer_probs(row)
         token, weight, confidence, acts = reference.weights(probs, **rule)
         assert sample["probs"] == pytest.approx(probs, rel=2e-3)
         assert sample["weights"] == pytest.approx(token, rel=2e-3)
@@ -68,7 +59,7 @@ def test_samples_equal_the_reference(objective, rule, base, tmp_path):
         assert read["texts"] == [row["prompt"]]
         assert "".join(supervised["texts"]) == row["completion"] + "<eos>"
     metrics = report["metrics"]
-    everything = [value for row in ROWS for value in target_probs(row)]
+    everything = [value for row in ROWS for value in answer_probs(row)]
     assert metrics["token_confidence"] == pytest.approx(sum(everything) / len(everything), rel=2e-3)
     assert metrics["supervised_tokens"] == len(everything)
     assert sum(metrics["distributions"]["token confidence"]["counts"]) == len(everything)
@@ -87,7 +78,7 @@ def test_max_length_cuts(base, tmp_path):
     rows = [{"prompt": "abcd", "completion": "abcdef"}, {"prompt": "a", "completion": "b"}]
     first, second = report_of(base, rows, tmp_path, max_length=8)["samples"]
     assert (first["length"], first["cut"], first["cut_supervised"], first["supervised"]) == (11, 3, 3, 4)
-    assert first["probs"] == pytest.approx(target_probs(rows[0], 8), rel=2e-3)
+    assert first["probs"] == pytest.approx(answer_probs(rows[0], 8), rel=2e-3)
     assert not first["ends"]
     assert (second["cut"], second["ends"]) == (0, True)
     report = report_of(base, rows, tmp_path, max_length=4)

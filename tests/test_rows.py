@@ -14,11 +14,12 @@ from bft_trl.training.callbacks import GradientCheck
 from bft_trl.training.rows import COLUMNS, MAX_VALUES, ROW, VALUE, RowColumns
 
 
-def trainer(folder, rows, *, eval_rows=None, **config):
+def trainer(folder, rows, *, eval_rows=None, model=None, data_collator=None, **config):
     return BFTTrainer(
-        build_model(),
+        model or build_model(),
         build_config(folder, **{"max_steps": 2, "per_device_train_batch_size": 4} | config),
-        train_dataset=Dataset.from_list(rows),
+        data_collator,
+        Dataset.from_list(rows) if isinstance(rows, list) else rows,
         eval_dataset=Dataset.from_list(eval_rows) if eval_rows else None,
         processing_class=build_tokenizer(),
     )
@@ -76,12 +77,7 @@ def test_rows_of_another_trainer_are_numbered_anew(tmp_path):
     """Prepared data contain the column values of one trainer; another trainer must not use them."""
     rows = [row | {"a": "xy"[i % 2], "b": "vw"[i // 2]} for i, row in enumerate(sample_rows(4))]
     prepared = trainer(tmp_path, rows, metrics_by_column="a", log_samples=True).train_dataset.select([2, 0, 3])
-    second = BFTTrainer(
-        build_model(),
-        build_config(tmp_path, metrics_by_column="b", log_samples=True),
-        train_dataset=prepared,
-        processing_class=build_tokenizer(),
-    )
+    second = trainer(tmp_path, prepared, metrics_by_column="b", log_samples=True)
     assert second.train_dataset[ROW][:] == [0, 1, 2]
     assert [second._values[value] for value in second.train_dataset[VALUE]] == ["w", "v", "w"]
     third = trainer(tmp_path, rows)
@@ -203,7 +199,7 @@ def test_baselines_know_no_weights_but_zero(loss_type, tmp_path):
     ("form", "words"),
     [
         ("stream", "it needs a `Dataset`, not an `IterableDataset`"),
-        ("collator", "a `data_collator` of your own"),
+        ("collator", "a custom `data_collator`"),
         ("transform", "a dataset with `with_transform` shows only the columns of its transform"),
         ("packed", "the rows of a packed dataset contain several documents"),
     ],
@@ -217,13 +213,7 @@ def test_data_that_carry_no_numbers_are_refused(form, words, option, value, tmp_
     if form == "packed":
         data = trainer(tmp_path, data.to_list(), packing=True, max_length=64).train_dataset
     with pytest.raises(ValueError, match=f"`{option}={value!r}` cannot be used: {words}"):
-        BFTTrainer(
-            build_model(),
-            build_config(tmp_path, max_steps=1, **{option: value}),
-            data_collator=(lambda rows: rows) if form == "collator" else None,
-            train_dataset=data,
-            processing_class=build_tokenizer(),
-        )
+        trainer(tmp_path, data, data_collator=(lambda rows: rows) if form == "collator" else None, **{option: value})
 
 
 @pytest.mark.parametrize(("log_samples", "named"), [(False, "log_samples=True"), (True, r"rows \[1\]")])
@@ -232,12 +222,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(log_samples, named, tmp_path):
     rows = [{"prompt": "a", "completion": text} for text in ("aaaa", "azaz", "aa", "bbb", "abab")]
     model = broken_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    run = BFTTrainer(
-        model,
-        build_config(tmp_path, max_steps=3, per_device_train_batch_size=5, log_samples=log_samples),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=build_tokenizer(),
-    )
+    run = trainer(tmp_path, rows, model=model, per_device_train_batch_size=5, log_samples=log_samples)
     with pytest.raises(FloatingPointError, match=f"not finite in step 1, for 1 samples .*{named}.*The step was not"):
         run.train()
     for name, tensor in run.model.state_dict().items():
@@ -265,12 +250,7 @@ def test_float16_skips_a_step_with_a_warning(caplog):
 
 
 def test_evaluation_warns_of_a_loss_that_is_not_finite(tmp_path, caplog):
-    run = BFTTrainer(
-        broken_model(),
-        build_config(tmp_path),
-        train_dataset=Dataset.from_list(sample_rows(2)),
-        eval_dataset=Dataset.from_list([{"prompt": "a", "completion": "azaz"}]),
-        processing_class=build_tokenizer(),
-    )
-    run.evaluate()
+    trainer(
+        tmp_path, sample_rows(2), eval_rows=[{"prompt": "a", "completion": "azaz"}], model=broken_model()
+    ).evaluate()
     assert "The loss is not finite in the evaluation" in caplog.text

@@ -72,7 +72,7 @@ def last_user_turn(value: Any) -> str:
 
 
 def check_leakage(train: Sequence[Path], against: Sequence[Path], *, output_dir: Path | None = None) -> pd.DataFrame:
-    """Finds the training rows that give evaluation rows away.
+    """Finds the training rows that leak evaluation rows.
 
     Args:
         train: files of training data, in any form that [`read_documents`] supports.

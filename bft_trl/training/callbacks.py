@@ -123,7 +123,7 @@ class RunWarnings(TrainerCallback):
             return None
         return (
             f"The unweighted nll is {now:.3f} at step {state.global_step}, above its start of {before:.3f}: the model "
-            f"unlearns the text it is trained on. Try {vanishing_remedy(self.args.objective())}, or a lower "
+            f"gets worse on its training text. Try {vanishing_remedy(self.args.objective())}, or a lower "
             "`learning_rate`."
         )
 

@@ -120,7 +120,7 @@ def row_columns(args: BFTConfig, train_dataset: Any, data_collator: Any) -> RowC
         return None
     obstacle = None
     if data_collator is not None:
-        obstacle = "a `data_collator` of your own does not carry row numbers"
+        obstacle = "a custom `data_collator` does not carry row numbers"
     elif not isinstance(train_dataset, Dataset):
         obstacle = "it needs a `Dataset`, not an `IterableDataset`"
     elif train_dataset.format["type"] == "custom":
