@@ -21,7 +21,7 @@ BACKGROUND = f"{_HU}/81ee6ab0a0ac160acd9661fbe7348d35e6017a07/data/go_terms.csv"
 
 
 def load_evaluation_sets(name: str, *, data_dir: str | Path | None = None) -> pd.DataFrame:
-    """Loads gene sets to be named.
+    """Loads gene sets for evaluation.
 
     Args:
         name: "go", "nest" or "msigdb".
