@@ -155,6 +155,12 @@ def test_training_data_end_to_end(folder, tmp_path):
     assert (tmp_path / "b" / "train.parquet").read_bytes() == (tmp_path / "a" / "train.parquet").read_bytes()
     assert main([*command, str(tmp_path / "c"), "--seed", "1"]) == 0
     assert (tmp_path / "c" / "train.parquet").read_bytes() != (tmp_path / "a" / "train.parquet").read_bytes()
+    assert main([*command, str(tmp_path / "d"), "--no_reasoning"]) == 0
+    for name, explained in (("a", True), ("d", False)):
+        answers = pd.read_parquet(tmp_path / name / "train.parquet")["completion"]
+        assert any("So." in answer[0]["content"] for answer in answers) == explained
+        assert ("--no_reasoning" in (tmp_path / name / "README.md").read_text()) != explained
+        assert "--reasoning" not in (tmp_path / name / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
