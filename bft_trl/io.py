@@ -109,14 +109,19 @@ def missing_part(checkpoint: Path) -> str | None:
     return None
 
 
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Returns the folders `checkpoint-<step>` of a run, highest step first."""
+    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
+
+
 def last_complete_checkpoint(output_dir: Path) -> tuple[Path, dict[Path, str]]:
     """Returns the complete checkpoint with the highest step, and the newer incomplete ones with what each lacks.
 
     Raises ValueError if there is none.
     """
-    numbered = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*")]
     skipped: dict[Path, str] = {}
-    for _, path in sorted(((int(match[1]), path) for match, path in numbered if match), reverse=True):
+    for path in checkpoints(output_dir):
         reason = missing_part(path)
         if reason is None:
             return path, skipped

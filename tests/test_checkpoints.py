@@ -145,7 +145,7 @@ def test_resume_from_what_is_no_checkpoint(tmp_path):
             run.train(resume_from_checkpoint=str(folder))
 
 
-def test_writing_over_an_earlier_run_is_said(tmp_path, caplog):
+def test_writing_over_an_earlier_run_logs_a_warning(tmp_path, caplog):
     adapter_run(tmp_path, max_steps=2).train()
     assert "earlier run" not in caplog.text
     adapter_run(tmp_path, max_steps=2).train()

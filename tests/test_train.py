@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,18 +160,22 @@ def test_without_bitsandbytes(model_folder, tmp_path, monkeypatch, capsys):
     assert "needs bitsandbytes: pip install bitsandbytes, or --load_in_4bit False" in capsys.readouterr().err
 
 
-def test_another_objective_is_not_overwritten(model_folder, data, tmp_path, capsys):
+def test_an_earlier_run_is_not_overwritten(model_folder, data, tmp_path, capsys):
+    """Checkpoints 2 and 4 are there; a run of 2 steps that replaces them leaves its own alone."""
     out = tmp_path / "out"
     arguments = ["--model_name_or_path", model_folder, "--dataset_name", data, "--output_dir", out, *SMALL.split()]
     arguments += ["--load_in_4bit", "False"]
-    assert run(*arguments) == 0
+    assert run(*arguments, "--max_steps", 4) == 0
     weights = (out / "adapter_model.safetensors").read_bytes()
-    assert run(*arguments, "--loss_type", "nll") == 2
-    assert "has an adapter of another objective (loss_type was 'bft', is 'nll')" in capsys.readouterr().err
+    assert run(*arguments, "--learning_rate", 1e-3) == 2
+    assert "has an earlier run (checkpoint-4)" in capsys.readouterr().err
     assert (out / "adapter_model.safetensors").read_bytes() == weights
     assert run(*arguments, "--loss_type", "nll", "--overwrite_output_dir") == 0
     assert json.loads((out / "objective.json").read_text())["loss_type"] == "nll"
-    assert run(*arguments, "--loss_type", "nll") == 0  # the same objective
+    assert [folder.name for folder in out.glob("checkpoint-*")] == ["checkpoint-2"]
+    shutil.rmtree(out / "checkpoint-2")
+    assert run(*arguments, "--loss_type", "nll") == 2
+    assert "has an earlier run (adapter_config.json)" in capsys.readouterr().err
 
 
 def test_one_process_trains_in_a_folder(model_folder, tmp_path, capsys):
@@ -192,8 +197,8 @@ def test_interrupt_leaves_a_usable_checkpoint(model_folder, tmp_path, caplog):
         while "'loss'" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
             time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0, (tmp_path / "log").read_text()[-2000:]
-    assert "Resume with --resume_from_checkpoint True" in (tmp_path / "log").read_text()
+        assert process.wait(timeout=60) == 130, (tmp_path / "log").read_text()[-2000:]
+    assert "Repeat the command with `--resume_from_checkpoint True`" in (tmp_path / "log").read_text()
     (checkpoint,) = out.glob("checkpoint-*")
     arguments[-1] = int(checkpoint.name.split("-")[1]) + 1
     assert run(*arguments, "--resume_from_checkpoint", "True") == 0

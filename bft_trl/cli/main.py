@@ -24,7 +24,7 @@ QUIET = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0, 1 if a check found something, 2 for bad input."""
+    """Runs a command; returns 0, 1 if a check found something, 2 for bad input, 130 after an interrupt."""
     _set_up_logging()
     parser = _parser()
     args, unknown = parser.parse_known_args(normalize(sys.argv[1:] if argv is None else argv))
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"bft-trl: error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("\nbft-trl: stopped. The same command continues from what was saved.\n")
+        sys.stderr.write("\nbft-trl: stopped.\n")
         return 130
 
 

@@ -60,7 +60,7 @@ class TrainArguments:
         default=4, metadata={"help": "Held-out gene sets that the model names before and after training."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace an adapter of another objective in `output_dir`."}
+        default=False, metadata={"help": "Replace the earlier run in `output_dir`."}
     )
 
 
@@ -170,7 +170,7 @@ def _train(args: argparse.Namespace) -> int:
         prompt_column=options.prompt_column,
         completion_columns=options.completion_columns,
     )
-    train(
+    interrupted = train(
         training,
         model,
         train_dataset,
@@ -178,5 +178,6 @@ def _train(args: argparse.Namespace) -> int:
         dataset_name=script.dataset_name,
         show_samples=options.show_samples,
         checkpoint=checkpoint,
+        overwrite_output_dir=options.overwrite_output_dir,
     )
-    return 0
+    return 130 if interrupted else 0
