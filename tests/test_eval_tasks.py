@@ -207,18 +207,24 @@ def test_a_missing_file_leaves_out_its_task_only(world, tmp_path, caplog):
     (tmp_path / "data" / "medqa_test.parquet").unlink()
     (tmp_path / "data" / "go_background_terms.parquet").unlink()
     command = eval_command(world, tmp_path / "out", "--data_dir", str(tmp_path / "data"))
-    assert main([*command, "--tasks", "bft_medical,bft_gene_sets_go"]) == 1
+    command = [*command, "--tasks", "bft_medical,bft_gene_sets_go"]
+    assert main(command) == 1
     results = results_of(tmp_path / "out")
     assert set(results["results"]) == set(MEDICAL) - {"bft_medqa"}
     assert not results.get("groups")  # the average of three is not that of four
     assert "Left out bft_medqa: " in caplog.text
     assert '"none" to leave percentiles out' in caplog.text
+    caplog.clear()
+    assert main([*command, "--allow_missing"]) == 0  # the finished evaluation, and what it lacks
+    assert main([*command, "--allow_missing", "--overwrite_output_dir"]) == 0
+    assert caplog.text.count("Left out bft_medqa: ") == 3  # once by the first, twice by the second
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--data_dir", "{tmp}/empty"], "None of the tasks has its data"),
+        (["--data_dir", "{tmp}/empty", "--allow_missing"], "None of the tasks has its data"),
         (["--output_dir", "{tmp}/file"], "is a file"),
         (["--encoder", "{tmp}/no", "--tasks", "bft_gene_sets_go"], "`encoder="),
         (["--tasks", "bft_medqua"], "lm-eval knows no 'bft_medqua'"),
