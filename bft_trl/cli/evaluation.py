@@ -31,7 +31,9 @@ def _add_eval(commands: Any) -> None:
     tasks.add_argument("--tasks", required=True, help="tasks and groups, separated by commas")
     tasks.add_argument("--include_path", metavar="DIR", help="folder with tasks of your own")
     tasks.add_argument("--data_dir", type=Path, help="folder with the data of our tasks (default: Hub or publisher)")
-    tasks.add_argument("--allow_missing", action="store_true", help="return 0 although tasks without data are left out")
+    tasks.add_argument(
+        "--allow_missing", action="store_true", help="return 0 although tasks without data are left out"
+    )
     tasks.add_argument("--encoder", help='sentence encoder, or "none" (default: ncbi/MedCPT-Query-Encoder)')
     tasks.add_argument("--background", help='background names, or "none" (default: those of the data)')
     tasks.add_argument("--forgetting_tasks", metavar="TASKS", help="general tasks, for the adapter and for its base")
