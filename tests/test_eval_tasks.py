@@ -12,6 +12,7 @@ import pytest
 from conftest import build_model, build_tokenizer
 from peft import LoraConfig, get_peft_model
 from test_encoders import build_bert
+from test_leaderboard import LEADERBOARD
 
 from bft_trl.cli.main import main
 from bft_trl.evaluation.runner import tasks_path
@@ -338,8 +339,8 @@ def test_what_a_run_folder_says(world, tmp_path):
 
 
 def test_every_task_file_is_tested_and_described():
-    assert {path.stem for path in tasks_path().rglob("bft_*.yaml")} == set(TASKS)
-    for family in ("medical", "gene_sets"):
+    assert {path.stem for path in tasks_path().rglob("bft_*.yaml")} == {*TASKS, *LEADERBOARD}
+    for family in ("medical", "leaderboard", "gene_sets"):
         text = (tasks_path() / family / "README.md").read_text()
         files = {path.stem for path in (tasks_path() / family).glob("bft_*.yaml")}
         assert "## Changelog" in text

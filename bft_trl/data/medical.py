@@ -197,6 +197,15 @@ def load_questions(
     texts where the labels are the answers, both empty for free text), answer (a label or free text) and explanation
     (None for none). Raises OSError if the data cannot be loaded, ValueError with file and row if they are invalid.
     """
+    table, where = read_published(source, split=split, data_dir=data_dir)
+    split = split or SOURCES[source].test
+    return as_questions(table, source, where=where, split=split, drop_unanswered=drop_unanswered)
+
+
+def read_published(
+    source: str, *, split: str | None = None, data_dir: str | Path | None = None
+) -> tuple[pd.DataFrame, str]:
+    """Returns a data set in its published columns, unchecked, and where it is from: see [`load_questions`]."""
     if source not in SOURCES:
         raise ValueError(f"`source={source!r}` is not known: choose one of {', '.join(SOURCES)}.")
     known = SOURCES[source]
@@ -204,12 +213,10 @@ def load_questions(
     if data_dir is not None:
         names = [split, known.sample] if known.sample and split == known.test else [split]
         path = local_file(Path(data_dir), *(f"{source}_{name}" for name in names))
-        table, where = read_table(path, known.columns), str(path)
-    elif known.hub is None:
-        table, where = _download_pubmedqa(split), "PubMedQA"
-    else:
-        table, where = hub_table(*known.hub, split=split), known.hub[0]
-    return as_questions(table, source, where=where, split=split, drop_unanswered=drop_unanswered)
+        return read_table(path, known.columns), str(path)
+    if known.hub is None:
+        return _download_pubmedqa(split), "PubMedQA"
+    return hub_table(*known.hub, split=split), known.hub[0]
 
 
 def as_questions(
