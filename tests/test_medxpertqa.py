@@ -58,6 +58,7 @@ def test_the_whole_test_set_is_preferred_to_its_sample(tmp_path):
         ({"label": "K"}, "label 'K' is not one of A to J"),
         ({"label": 9}, "label 9 is not one of A to J"),
         ({"label": ["A", "B"]}, r"label \['A', 'B'\] is not one of A to J"),
+        ({"label": [["A"]]}, "label .* is not one of A to J"),
         ({"label": []}, r"label \[\] is not one of"),
         ({"label": None}, "label None is not one of"),
         ({"question": LISTED}, "has no question"),

@@ -106,7 +106,7 @@ def _by_letter(options: Any, answer: Any) -> tuple[dict[str, str], str]:
     if not all(choices.values()):
         raise ValueError(f"option {next(letter for letter in LETTERS if not choices[letter])} has no text")
     answers = [answer] if isinstance(answer, str) or not isinstance(answer, Iterable) else list(answer)
-    if len(answers) != 1 or answers[0] not in choices:
+    if len(answers) != 1 or answers[0] not in list(choices):  # a list has no hash
         raise ValueError(f"label {answer!r} is not one of A to {LETTERS[-1]}")
     return choices, answers[0]
 
