@@ -109,8 +109,7 @@ def train(
     Args:
         args: output folder and training.
         model_args: model, quantization and LoRA; without a model that of [`demo_model`].
-        train_dataset: rows in one of TRL's formats.
-        eval_dataset: rows to evaluate on.
+        train_dataset, eval_dataset: rows in one of TRL's formats.
         dataset_name: name in the report; None means the gene sets of the package.
         show_samples: number of held-out gene sets that the model names before and after training.
         checkpoint: result of [`check_run`].
@@ -243,12 +242,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Returns the content of summary.json.
 
-    Args:
-        trainer: after training.
-        model: where the base model comes from.
-        dataset_name: None means the gene sets of the package.
-        seconds: of training with its evaluations.
-        answers: "reference", "before" and "after" of the held-out gene sets.
+    `model` says where the base model comes from, `seconds` is the time of training with its evaluations, and `answers`
+    are the "reference", "before" and "after" of the held-out gene sets.
     """
     history = [entry for entry in trainer.state.log_history if "eval_nll" in entry]
     trained = [entry for entry in history if entry["step"] > 0]

@@ -25,7 +25,7 @@ PLAIN = {"run": "run", "base": "base", "task": "task", "metric": "metric", "gene
 # What the templates and matplotlib write.
 TABLE_TAGS = {"table", "thead", "tbody", "tr", "th", "td"}
 PAGE_TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ul", "li", "div", "span", *TABLE_TAGS}
-PAGE_TAGS |= {"label", "select", "option", "output", "button", "script"}
+PAGE_TAGS |= {"h3", "label", "select", "option", "output", "button", "script"}
 DRAWING_TAGS = {
     *("svg", "metadata", "RDF", "Work", "type", "format", "creator", "Agent", "title"),
     *("defs", "style", "clipPath", "g", "path", "rect", "text", "tspan", "use", "image"),

@@ -1,19 +1,17 @@
 """`bft-trl`: parses the command line, calls one function, and logs where the results are."""
 
 import argparse
-import difflib
 import logging
 import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NoReturn
 
 from bft_trl.cli.biology import add_biology_commands
 from bft_trl.cli.data import add_data_commands
 from bft_trl.cli.evaluation import add_evaluation_commands
 from bft_trl.cli.inspection import add_inspection_commands
-from bft_trl.cli.train import add_train_command
+from bft_trl.cli.train import add_train_command, reject
 from bft_trl.io import lock
 
 # Their warnings ask for nothing from the user: missing optional kernels, and how lm-eval is called by us.
@@ -29,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args, unknown = parser.parse_known_args(normalize(sys.argv[1:] if argv is None else argv))
     if unknown:
-        _reject(parser, unknown, list(vars(args)))
+        reject(parser, unknown, vars(args))
     names = [name for name in ("output_dir", "output_path") if getattr(args, name, None) is not None]
     try:
         with lock(getattr(args, names[0]), name=names[0]) if names else nullcontext():
@@ -53,14 +51,6 @@ def normalize(argv: Sequence[str]) -> list[str]:
             name = f"--no-{name[5:]}" if name.startswith("--no_") else name
         words.append(name + equals + value)
     return words
-
-
-def _reject(parser: argparse.ArgumentParser, unknown: Sequence[str], known: Sequence[str]) -> NoReturn:
-    """Exits with an error that names the closest flag."""
-    flags = [f"--{name}" for name in known]
-    flag = next((word for word in unknown if word.startswith("-")), "").split("=")[0]
-    close = difflib.get_close_matches(flag, flags, 1)
-    parser.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {close[0]}?" if close else ""))
 
 
 def _set_up_logging() -> None:

@@ -3,10 +3,10 @@
 import argparse
 import difflib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 logger = logging.getLogger(__name__)
 
@@ -98,14 +98,20 @@ def parse(argv: Sequence[str]) -> tuple[Any, TrainArguments, Any, Any]:
     parser.set_defaults_with_config(**defaults | config)
     given, unknown = parser.parse_known_args(argv)
     if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{name}" for name in vars(given)], 1)
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {close[0]}?" if close else ""))
+        reject(parser, unknown, vars(given))
     if given.dataset_name is None:
         defaults |= GENE_SETS if given.model_name_or_path else GENE_SETS | DEMO
     names = [given.loss_type, *filter(None, (given.dataset_name, given.model_name_or_path))]
     defaults["output_dir"] = f"outputs/{'-'.join(_stem(name) for name in names)}"
     parser.set_defaults_with_config(**defaults)
     return parser.parse_args_and_config(["--config", file, *argv] if file else argv)
+
+
+def reject(parser: argparse.ArgumentParser, unknown: Sequence[str], known: Iterable[str]) -> NoReturn:
+    """Exits with an error for unknown arguments that names the closest flag."""
+    flag = next((word for word in unknown if word.startswith("-")), "").split("=")[0]
+    close = difflib.get_close_matches(flag, [f"--{name}" for name in known], 1)
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {close[0]}?" if close else ""))
 
 
 def _config_file(argv: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -69,11 +69,11 @@ def kind_of(settings: Mapping[str, Any], model: str) -> str:
 
 
 def document_parts(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the parts of a document that scoring needs: name and genes, or question, labels, options and answer.
+    """Returns the parts of a document that scoring needs: id, name and genes, or question, labels, options and answer.
 
     None for documents of other tasks.
     """
-    for parts in (("name", "genes"), ("question", "labels", "options", "answer")):
+    for parts in (("id", "name", "genes"), ("question", "labels", "options", "answer")):
         if document.keys() >= set(parts):
             values = [document[part] for part in parts]
             return {part: v if isinstance(v, str) else list(v) for part, v in zip(parts, values, strict=True)}
