@@ -59,9 +59,7 @@ class TrainArguments:
     show_samples: int = field(
         default=4, metadata={"help": "Held-out gene sets that the model names before and after training."}
     )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace the earlier run in `output_dir`."}
-    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the earlier run in `output_dir`."})
 
 
 def add_train_command(commands: Any) -> None:

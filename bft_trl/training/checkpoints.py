@@ -20,8 +20,8 @@ def resolve_checkpoint(resume: str | bool | None, output_dir: Path, objective: M
     if not resume:
         if checkpoints(output_dir):
             logger.warning(
-                "`output_dir=%r` has checkpoints of an earlier run, and `resume_from_checkpoint=True` takes the one of "
-                "the highest step, also from that run. Remove them, or choose another folder.",
+                "`output_dir=%r` has checkpoints of an earlier run; `resume_from_checkpoint=True` takes the one of the "
+                "highest step, also from that run. Remove them, or choose another folder.",
                 str(output_dir),
             )
         return None
