@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -58,8 +59,19 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file. Raises FileNotFoundError, or ValueError that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged ({error}).") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: must be a JSON object, not {str(value)[:40]!r}.")
+    return value
+
+
 def check_folder(folder: Path, *, name: str = "output_dir") -> None:
-    """Raises ValueError if `folder`, the argument `name`, cannot be written to. It creates nothing."""
+    """Raises ValueError if `folder`, the argument `name`, cannot be written to. It creates no folder."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ValueError(f"`{name}={str(folder)!r}`: {existing} is a file. Name a folder.")

@@ -21,7 +21,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config, maybe_app
 
 from bft_trl.comparison.curves import history_table, plot_history
 from bft_trl.config import BFTConfig
-from bft_trl.io import checkpoints, lock, write_text
+from bft_trl.io import checkpoints, lock, read_json_object, write_text
 from bft_trl.models import HUB_ID, INSTALL, demo_model
 from bft_trl.prompts import parse_process
 from bft_trl.trainer import BFTTrainer
@@ -89,7 +89,7 @@ def remove_checkpoints(args: BFTConfig) -> None:
 
 def is_finished(args: BFTConfig, checkpoint: str) -> bool:
     """Returns whether `checkpoint` has all `max_steps` and the report of the run is written."""
-    state = json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))
+    state = read_json_object(Path(checkpoint, "trainer_state.json"))
     return 0 < args.max_steps <= state["global_step"] and Path(args.output_dir, "summary.json").is_file()
 
 
