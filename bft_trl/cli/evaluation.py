@@ -101,7 +101,7 @@ def _add_compare(commands: Any) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from bft_trl.evaluation.runner import evaluate
+    from bft_trl.evaluation.runner import check_request, evaluate
     from bft_trl.models import read_run
 
     loading = ("base_only", "load_in_4bit", "apply_chat_template", "trust_remote_code")
@@ -114,12 +114,16 @@ def _eval(args: argparse.Namespace) -> int:
     options["metadata"] = {name: str(value) for name, value in data.items() if value is not None}
     options |= {"gen_kwargs": args.gen_kwargs and ",".join(args.gen_kwargs), "overwrite": args.overwrite_output_dir}
     general = _forgetting_tasks(args, run, options)
+    folder = args.output_dir / "forgetting"
+    limited = options | {"limit": args.limit if args.forgetting_limit is None else args.forgetting_limit}
+    models = {folder / "base": replace(run, adapter=None), folder / "tuned": run} if general else {}
+    for path, model in models.items():
+        check_request(model, general, path, **limited)
     left_out = evaluate(run, _names(args.tasks), args.output_dir, **options)
-    if general:
-        options["limit"] = args.limit if args.forgetting_limit is None else args.forgetting_limit
-        for name, model in (("base", replace(run, adapter=None)), ("tuned", run)):
-            evaluate(model, general, args.output_dir / "forgetting" / name, **options)
-        _log_forgetting(args.output_dir / "forgetting")
+    for path, model in models.items():
+        evaluate(model, general, path, **limited)
+    if models:
+        _log_forgetting(folder)
     for task, reason in left_out.items():
         logger.warning("Left out %s: %s", task, reason)
     logger.info("Wrote scores.parquet, settings.json, results.json and samples.jsonl to %s", args.output_dir)
