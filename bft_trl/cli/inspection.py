@@ -72,6 +72,7 @@ def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 def _hard_samples(args: argparse.Namespace) -> int:
     from bft_trl.data.loading import load_train_and_eval
     from bft_trl.inspection.hard_samples import hard_samples
+    from bft_trl.io import lock
 
     train, _ = load_train_and_eval(
         args.dataset_name,
@@ -81,9 +82,9 @@ def _hard_samples(args: argparse.Namespace) -> int:
         **_given(args, "eval_samples", "seed", "prompt_column", "completion_columns"),
     )
     output_dir = args.output_dir or args.run_folder / "hard_samples"
-    result = hard_samples(
-        args.run_folder, train, output_dir, top=args.top, source=args.source, config=_given(args, *_SUPERVISED)
-    )
+    options = {"top": args.top, "source": args.source, "config": _given(args, *_SUPERVISED)}
+    with lock(output_dir):
+        result = hard_samples(args.run_folder, train, output_dir, **options)
     for name, found in result["lists"].items():
         logger.info("%s: %s (%d)", name, found["by"], found["count"])
         for row in found["rows"][:5]:
