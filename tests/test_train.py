@@ -94,7 +94,7 @@ def test_qlora_on_a_file_writes_what_the_readme_names(model_folder, data, tmp_pa
 def test_shipped_gene_sets_are_the_default_data(model_folder, tmp_path, caplog):
     """Three steps with `logging_steps=5` have one row in metrics.csv, with nll."""
     out = tmp_path / "out"
-    arguments = [*SMALL.split(), "--max_steps", 3, "--logging_steps", 5, "--load_in_4bit", "False"]
+    arguments = [*SMALL.split(), "--max_steps", 3, "--logging_steps", 5, "--no_load_in_4bit"]
     assert run("--model_name_or_path", model_folder, "--output_dir", out, *arguments) == 0
     assert "0.02 epochs of 1200 training rows" in caplog.text
     summary = json.loads((out / "summary.json").read_text())
@@ -219,7 +219,7 @@ def test_recipes_parse(config):
 
 
 @pytest.mark.parametrize("dash", ["_", "-"])
-def test_defaults_depend_on_model_and_data(dash, tmp_path):
+def test_defaults_depend_on_model_and_data(dash, tmp_path, capsys):
     def settings(*arguments):
         _, _, args, model = parse([word.replace("_", dash) if word[:2] == "--" else word for word in arguments])
         assert model.load_in_4bit
@@ -237,6 +237,12 @@ def test_defaults_depend_on_model_and_data(dash, tmp_path):
     config.write_text("dataset_name: some/data\nloss_type: dft\nlearning_rate: 3.0e-4\n")
     assert settings("--config", str(config)) == ("outputs/dft-data", -1, 256, 3e-4)
     assert settings("--config", str(config), "--loss_type", "bft")[0] == "outputs/bft-data"
+    config.write_text("dataset-name: some/data\n")
+    assert settings("--config", str(config))[0] == "outputs/bft-data"
+    config.write_text("learning_rat: 1\n")
+    with pytest.raises(SystemExit):
+        settings("--config", str(config))
+    assert "unrecognized arguments: --learning_rat 1; did you mean --learning_rate?" in capsys.readouterr().err
 
 
 def test_help_has_the_defaults_for_own_data(capsys):

@@ -93,16 +93,16 @@ def parse(argv: Sequence[str]) -> tuple[Any, TrainArguments, Any, Any]:
     file, argv = _config_file(argv)
     config = _read_config(file) if file else {}
     defaults = {"output_dir": "outputs/LOSS_TYPE[-DATASET][-MODEL]"} | _device_defaults() | RECIPE
-    parser.set_defaults_with_config(**defaults | config)
-    given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        reject(parser, unknown, vars(given))
+    unknown = parser.set_defaults_with_config(**defaults | config)
+    given, others = parser.parse_known_args(argv)
+    if unknown or others:
+        reject(parser, [*unknown, *others], vars(given))
     if given.dataset_name is None:
         defaults |= GENE_SETS if given.model_name_or_path else GENE_SETS | DEMO
     names = [given.loss_type, *filter(None, (given.dataset_name, given.model_name_or_path))]
     defaults["output_dir"] = f"outputs/{'-'.join(_stem(name) for name in names)}"
-    parser.set_defaults_with_config(**defaults)
-    return parser.parse_args_and_config(["--config", file, *argv] if file else argv)
+    parser.set_defaults_with_config(**defaults | config)
+    return parser.parse_args_and_config(argv)
 
 
 def reject(parser: argparse.ArgumentParser, unknown: Sequence[str], known: Iterable[str]) -> NoReturn:
@@ -129,7 +129,7 @@ def _read_config(file: str) -> dict[str, Any]:
         raise ValueError(f"`config={file!r}` cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise ValueError(f"`config={file!r}` must contain lines `option: value`.")
-    return config
+    return {str(name).replace("-", "_"): value for name, value in config.items()}
 
 
 def _flags(settings: Mapping[str, Any]) -> str:
@@ -153,8 +153,8 @@ def _device_defaults() -> dict[str, Any]:
 
 
 def _train(args: argparse.Namespace) -> int:
-    # main() leaves a hyphen in `--no-packing`; TRL's parser knows `--no_packing`.
-    argv = [f"--no_{word[5:]}" if word.startswith("--no-") else word for word in args.arguments]
+    # TRL's parser knows a negation only of options that are True by default.
+    argv = [f"--{word[5:]}=False" if word.startswith("--no-") else word for word in args.arguments]
     script, options, training, model = parse(argv)
     from bft_trl.data.loading import load_train_and_eval
     from bft_trl.runs import check_run, is_finished, train
