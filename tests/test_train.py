@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import build_model, build_tokenizer, sample_rows
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from bft_trl import load_gene_sets, runs
 from bft_trl.cli.main import main
@@ -302,8 +302,20 @@ def test_example_accepts_hyphens(monkeypatch, tmp_path):
     assert example_settings(monkeypatch, *model, "--loss-type", "nll")["args"].output_dir == "outputs/nll-model"
     (tmp_path / "own").mkdir()
     pd.DataFrame(sample_rows(4)).to_csv(tmp_path / "own" / "train.csv", index=False)
-    settings = example_settings(monkeypatch, *model, "--dataset-name", tmp_path / "own")
+    settings = example_settings(monkeypatch, *model, "--dataset-name", tmp_path / "own", "--dataset_streaming", "True")
     assert settings["args"].output_dir == "outputs/bft-own-model"
+    assert isinstance(settings["train_dataset"], IterableDataset)
+
+
+def test_example_passes_options_of_the_model(monkeypatch, tmp_path):
+    """The windows of the gene sets also with a model of one's own."""
+    config = tmp_path / "own.yaml"
+    config.write_text("model_init_kwargs: {use_cache: false, revision: pinned}\n")
+    flags = ["--model_name_or_path", "some/model", "--attn_implementation", "eager", "--config", config]
+    args = example_settings(monkeypatch, *flags)["args"]
+    wanted = {"revision": "pinned", "attn_implementation": "eager", "use_cache": False}
+    assert args.model_init_kwargs.items() >= wanted.items()
+    assert (args.group_size, args.max_length, args.max_steps) == (32, 512, -1)
 
 
 def test_example_error_is_one_line(tmp_path):

@@ -26,7 +26,7 @@ RECIPE = {
 }
 # Without `dataset_name`: the gene sets of the package. A window of 256 never acts on answers of about 90 tokens.
 GENE_SETS = {"group_size": 32, "max_length": 512}
-# Without `model_name_or_path` as well: about ten minutes on two cores.
+# Without `model_name_or_path` as well: about five minutes on two cores.
 DEMO = {
     "learning_rate": 1e-4,
     "max_steps": 24,
