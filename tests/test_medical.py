@@ -185,7 +185,7 @@ def test_bad_input_writes_nothing(extra, words, folder, tmp_path, capsys):
 def test_shared_phrases_by_hand():
     """Thirteen common words are a leak, twelve are none; case and punctuation do not count.
 
-    The same 13 words in 11 different texts are a form of words; in 10, or in copies of one text, they are not.
+    The same 13 words in 11 different texts are a common phrase; in 10, or in copies of one text, they are not.
     """
     thirteen = "one two three four five six seven eight nine ten eleven twelve thirteen"
     train = [f"Before. {thirteen.upper()}, after", "one two three four five six seven eight nine ten eleven twelve"]
