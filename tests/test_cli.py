@@ -40,7 +40,7 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, capsys):
     assert "(pip install -e '.[eval]')" in capsys.readouterr().err
 
 
-def test_a_second_process_is_refused(tmp_path, capsys):
+def test_a_second_process_raises(tmp_path, capsys):
     held = (
         "import sys, time; from pathlib import Path; from bft_trl.io import lock\n"
         "with lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
