@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bft_trl.io import atomic_file, atomic_folder, lock
+from bft_trl.io import atomic_file, atomic_folder, lock, read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +81,11 @@ def _read_adapter(folder: Path) -> Run:
             "its checkpoints. A full model goes into `model_name_or_path`."
         )
     with _loading("adapter", folder):
-        adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        adapter = read_json_object(folder / "adapter_config.json")
         file = folder / "base_model.json"
-        loading = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"quantization": None}
+        quantization = read_json_object(file).get("quantization") if file.is_file() else None
         tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else None
-        return Run(adapter.get("base_model_name_or_path"), folder, loading["quantization"], tokenizer)
+        return Run(adapter.get("base_model_name_or_path"), folder, quantization, tokenizer)
 
 
 @contextmanager
@@ -104,7 +103,7 @@ def load_tokenizer(run: Run) -> Any:
     from transformers import AutoTokenizer
 
     name = run.tokenizer or run.base
-    with _loading("model_name_or_path", name, " (its tokenizer)"):  # trust_remote_code=None asks at the terminal
+    with _loading("model_name_or_path", name, " (its tokenizer)"):  # trust_remote_code=None prompts the user
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=run.trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -20,11 +21,11 @@ from trl import ModelConfig, get_peft_config, get_quantization_config, maybe_app
 
 from bft_trl.comparison.curves import history_table, plot_history
 from bft_trl.config import BFTConfig
-from bft_trl.io import lock, write_text
+from bft_trl.io import checkpoints, lock, read_json_object, write_text
 from bft_trl.models import HUB_ID, INSTALL, demo_model
 from bft_trl.prompts import parse_process
 from bft_trl.trainer import BFTTrainer
-from bft_trl.training.checkpoints import changed_objective, resolve_checkpoint
+from bft_trl.training.checkpoints import resolve_checkpoint
 from bft_trl.training.model_card import CARD_NAMES, add_results
 from bft_trl.training.validation import check_dataset
 
@@ -61,32 +62,34 @@ class StopAtInterrupt(TrainerCallback):
 def check_run(args: BFTConfig, model_args: ModelConfig, *, overwrite_output_dir: bool = False) -> str | None:
     """Checks options and `output_dir` before data and model are loaded.
 
-    Returns the checkpoint to resume from, or None. Raises ValueError for an incomplete checkpoint, and for a
-    checkpoint or an adapter of another objective; ModuleNotFoundError without bitsandbytes for 4-bit weights.
+    Returns the checkpoint to resume from, or None. Raises ValueError for a checkpoint that is incomplete or of another
+    objective, and for a run that would start in the folder of an earlier one without `overwrite_output_dir`;
+    ModuleNotFoundError without bitsandbytes for 4-bit weights.
     """
     if model_args.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise ModuleNotFoundError(
-            "`load_in_4bit=True` needs bitsandbytes: pip install bitsandbytes, or --load_in_4bit False."
-        )
-    resume: Any = args.resume_from_checkpoint or ""
-    resume = {"true": True, "false": ""}.get(str(resume).lower(), resume)
-    if resume:
+        remedy = "pip install bitsandbytes, or --load_in_4bit False."
+        raise ModuleNotFoundError(f"`load_in_4bit=True` needs bitsandbytes: {remedy}")
+    resume = args.resume_from_checkpoint
+    if resume := {"true": True, "false": None}.get(str(resume).lower(), resume):
         return resolve_checkpoint(resume, Path(args.output_dir), args.objective())
-    folder = Path(args.output_dir)
-    if overwrite_output_dir or not (folder / "adapter_config.json").is_file():
-        return None
-    known = (folder / "objective.json").is_file()
-    if changed := changed_objective(folder, args.objective()) if known else "objective.json is missing":
+    earlier = [*checkpoints(Path(args.output_dir)), *Path(args.output_dir).glob("adapter_config.json")]
+    if earlier and not overwrite_output_dir:
         raise ValueError(
-            f"`output_dir={str(folder)!r}` has an adapter of another objective ({changed}). Choose another folder, or "
-            "replace the adapter with `--overwrite_output_dir`."
+            f"`output_dir={args.output_dir!r}` has an earlier run ({earlier[0].name}). Continue it with "
+            "`--resume_from_checkpoint True`, choose another folder, or replace it with `--overwrite_output_dir`."
         )
     return None
 
 
+def remove_checkpoints(args: BFTConfig) -> None:
+    """Deletes the checkpoints of an earlier run: a later resume would take the one of the highest step."""
+    for folder in checkpoints(Path(args.output_dir)) if args.should_save else []:
+        shutil.rmtree(folder)
+
+
 def is_finished(args: BFTConfig, checkpoint: str) -> bool:
     """Returns whether `checkpoint` has all `max_steps` and the report of the run is written."""
-    state = json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))
+    state = read_json_object(Path(checkpoint, "trainer_state.json"))
     return 0 < args.max_steps <= state["global_step"] and Path(args.output_dir, "summary.json").is_file()
 
 
@@ -99,7 +102,8 @@ def train(
     dataset_name: str | None = None,
     show_samples: int = 4,
     checkpoint: str | None = None,
-) -> None:
+    overwrite_output_dir: bool = False,
+) -> bool:
     """Trains a model and writes adapter, model card, metrics.csv, training.png and summary.json to `output_dir`.
 
     Args:
@@ -109,9 +113,10 @@ def train(
         dataset_name: name in the report; None means the gene sets of the package.
         show_samples: number of held-out gene sets that the model names before and after training.
         checkpoint: result of [`check_run`].
+        overwrite_output_dir: delete the checkpoints of an earlier run.
 
-    Raises ValueError or OSError, before the model is loaded, for a model that is not there and for data in no format
-    of TRL.
+    Returns whether a signal ended the run. Raises ValueError or OSError, before the model is loaded, for a model that
+    is not there and for data in no format of TRL.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError("training.png needs matplotlib: pip install matplotlib")
@@ -129,6 +134,8 @@ def train(
             _log_plan(args, train_dataset)
         prompts, references = _gene_sets(eval_dataset, show_samples)
         before = answer_prompts(trainer, prompts)
+        if overwrite_output_dir and not checkpoint:
+            remove_checkpoints(args)
         start = time.monotonic()
         trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.monotonic() - start
@@ -138,7 +145,8 @@ def train(
             answers = {"reference": references, "before": before, "after": answer_prompts(trainer, prompts)}
             write_report(trainer, summarize(trainer, source, dataset_name, seconds, answers))
     if interrupt.interrupted and main_process:
-        logger.info("Interrupted. Resume with --resume_from_checkpoint True --output_dir %s", args.output_dir)
+        logger.info("Interrupted. Repeat the command with `--resume_from_checkpoint True`.")
+    return interrupt.interrupted
 
 
 def check_model(model_args: ModelConfig, args: BFTConfig) -> None:
@@ -211,8 +219,8 @@ def _gene_sets(eval_dataset: Any, count: int) -> tuple[list[Any], list[str]]:
 
 
 @torch.no_grad()
-def answer_prompts(trainer: BFTTrainer, prompts: Sequence[Any], *, max_new_tokens: int = 40) -> list[str]:
-    """Returns greedy answers to prompts, conversations or texts, generated in one batch.
+def answer_prompts(trainer: BFTTrainer, prompts: Sequence[Any]) -> list[str]:
+    """Returns greedy answers of up to 40 tokens to prompts, conversations or texts, generated in one batch.
 
     Empty with FSDP and DeepSpeed: a sharded model generates on all ranks or not at all.
     """
@@ -224,7 +232,7 @@ def answer_prompts(trainer: BFTTrainer, prompts: Sequence[Any], *, max_new_token
     batch, training = batch.to(model.device), model.training
     model.eval()
     # SFTTrainer sets `use_cache=False` in the configuration where it checkpoints activations.
-    output = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True)
+    output = model.generate(**batch, max_new_tokens=40, do_sample=False, use_cache=True)
     model.train(training)
     return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 

@@ -154,7 +154,7 @@ def rendered(text):
 
 
 @pytest.mark.parametrize("value", [*EVIL.values(), "a\nb", "``", "`", "", "\\", "\\|", "a\\`b", "&amp;", "x\r\n# y"])
-def test_markdown_says_what_the_text_says(value):
+def test_markdown_renders_to_the_text(value):
     line = " ".join(value.splitlines())
     for shown in (rendered(f"x{markdown.text(value)}"), rendered(f"| h |\n|---|\n| x{markdown.text(value)} |")):
         assert {tag for tag, _ in shown.elements} <= {"p", "table", "thead", "tbody", "tr", "th", "td"}

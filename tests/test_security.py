@@ -15,7 +15,7 @@ TOKEN = "hf_" + "PlantedTokenOfNobody" + "0123456789"
 @pytest.mark.parametrize(
     "path", ["..", "a/..", "a/../../evil", "%2e%2e%2fevil", "..%2fevil", "a\\..\\evil", "", "?a=../b"]
 )
-def test_an_address_names_no_other_folder(path, tmp_path, monkeypatch):
+def test_url_stays_in_cache_folder(path, tmp_path, monkeypatch):
     """`pooch` writes to the name and the folder that it is given."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("pooch.retrieve", lambda url, *, fname, path, **options: (path / fname).write_text(url))
@@ -64,7 +64,7 @@ def test_no_file_of_a_training_run_holds_the_token(tmp_path, monkeypatch, caplog
     assert holding(tmp_path) == [tmp_path / "planted.bin"]
 
 
-def test_a_token_among_the_models_arguments_is_refused(tmp_path):
+def test_a_token_among_the_models_arguments_raises(tmp_path):
     for name in ("token", "use_auth_token"):
         with pytest.raises(ValueError, match=f"`model_init_kwargs` holds '{name}'") as caught:
             BFTConfig(str(tmp_path), use_cpu=True, bf16=False, model_init_kwargs={name: TOKEN, "revision": "main"})

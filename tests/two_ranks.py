@@ -1,4 +1,4 @@
-"""Two gloo ranks against one process: the cases, and as a script the side of a rank, which saves what came out.
+"""Two gloo ranks against one process: the cases, and as a script the side of a rank, which saves the results.
 
 torchrun --nproc_per_node=2 tests/two_ranks.py FOLDER CASE [CASE ...]
 """

@@ -27,7 +27,7 @@ def _add_eval(commands: Any) -> None:
     model.add_argument("--apply_chat_template", action=yes_or_no, help="(default: if the tokenizer has one)")
     model.add_argument("--device", help='such as "cpu" (default: a GPU if there is one)')
     model.add_argument("--trust_remote_code", action="store_true", help="allow Python files of the model to run")
-    tasks = parser.add_argument_group("tasks, ours and lm-eval's")
+    tasks = parser.add_argument_group("tasks (of bft_trl and lm-eval)")
     tasks.add_argument("--tasks", required=True, help="tasks and groups, separated by commas")
     tasks.add_argument("--include_path", metavar="DIR", help="folder with tasks of your own")
     tasks.add_argument("--data_dir", type=Path, help="folder with the data of our tasks (default: Hub or publisher)")
@@ -101,25 +101,29 @@ def _add_compare(commands: Any) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from bft_trl.evaluation.runner import evaluate
+    from bft_trl.evaluation.runner import check_request, evaluate
     from bft_trl.models import read_run
 
     loading = ("base_only", "load_in_4bit", "apply_chat_template", "trust_remote_code")
     run = read_run(args.model_name_or_path, args.adapter, **{name: getattr(args, name) for name in loading})
     if run.trust_remote_code:
-        logger.warning("--trust_remote_code: runs the Python files of %s, with all your rights", run.base)
+        logger.warning("--trust_remote_code: runs the Python files of %s, with your user's permissions", run.base)
     data = {name: getattr(args, name) for name in ("data_dir", "encoder", "background", "ontology")}
     names = ("include_path", "limit", "num_fewshot", "system_instruction", "seed", "batch_size", "device")
     options = {name: getattr(args, name) for name in names}
     options["metadata"] = {name: str(value) for name, value in data.items() if value is not None}
     options |= {"gen_kwargs": args.gen_kwargs and ",".join(args.gen_kwargs), "overwrite": args.overwrite_output_dir}
     general = _forgetting_tasks(args, run, options)
+    folder = args.output_dir / "forgetting"
+    limited = options | {"limit": args.limit if args.forgetting_limit is None else args.forgetting_limit}
+    models = {folder / "base": replace(run, adapter=None), folder / "tuned": run} if general else {}
+    for path, model in models.items():
+        check_request(model, general, path, **limited)
     left_out = evaluate(run, _names(args.tasks), args.output_dir, **options)
-    if general:
-        options["limit"] = args.limit if args.forgetting_limit is None else args.forgetting_limit
-        for name, model in (("base", replace(run, adapter=None)), ("tuned", run)):
-            evaluate(model, general, args.output_dir / "forgetting" / name, **options)
-        _log_forgetting(args.output_dir / "forgetting")
+    for path, model in models.items():
+        evaluate(model, general, path, **limited)
+    if models:
+        _log_forgetting(folder)
     for task, reason in left_out.items():
         logger.warning("Left out %s: %s", task, reason)
     logger.info("Wrote scores.parquet, settings.json, results.json and samples.jsonl to %s", args.output_dir)

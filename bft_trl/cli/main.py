@@ -14,7 +14,9 @@ from bft_trl.cli.inspection import add_inspection_commands
 from bft_trl.cli.train import add_train_command, reject
 from bft_trl.io import lock
 
-# Their warnings ask for nothing from the user: missing optional kernels, and how lm-eval is called by us.
+# The extra of pyproject.toml that the commands of a module need.
+EXTRAS = {"train": "examples", "data": "data", "inspection": "eval", "evaluation": "eval", "biology": "bio"}
+# Their warnings need no action: missing optional kernels, and how lm-eval is called by us.
 QUIET = (
     *("bitsandbytes.backends", "torchao", "transformers.integrations"),
     *("lm_eval.api.task", "lm_eval.evaluator", "lm_eval.models.huggingface"),
@@ -22,7 +24,7 @@ QUIET = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0, 1 if a check found something, 2 for bad input."""
+    """Runs a command; returns 0, 1 if a check found something, 2 for bad input, 130 after an interrupt."""
     _set_up_logging()
     parser = _parser()
     args, unknown = parser.parse_known_args(normalize(sys.argv[1:] if argv is None else argv))
@@ -33,10 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with lock(getattr(args, names[0]), name=names[0]) if names else nullcontext():
             return args.run(args)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:  # ImportError: a missing extra
-        sys.stderr.write(f"bft-trl: error: {error}\n")
+        extra = EXTRAS[args.run.__module__.rpartition(".")[2]]
+        remedy = f" (pip install -e '.[{extra}]')" if isinstance(error, ImportError) and error.name else ""
+        sys.stderr.write(f"bft-trl: error: {error}{remedy}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("\nbft-trl: stopped. The same command continues from what was saved.\n")
+        sys.stderr.write("\nbft-trl: stopped.\n")
         return 130
 
 

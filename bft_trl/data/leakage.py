@@ -10,7 +10,7 @@ import pandas as pd
 JACCARD = 0.8
 # Length in words of a phrase that two questions share only if one was copied, as for GPT-3 (arXiv 2005.14165, C).
 PHRASE = 13
-# A phrase that occurs in more texts than this is a set phrase, not a leak; GPT-3's rule as well.
+# A phrase that occurs in more texts than this is a common phrase, not a leak; GPT-3's rule as well.
 COMMON = 10
 REASONS = ("id", "text", "genes", "phrase")
 
