@@ -432,12 +432,19 @@ def test_recorded_answers_compare_with_a_task(runs, tmp_path):
     assert {row["task"] for row in two["rows"]} == {"gene_sets"}
 
 
-def test_another_encoder_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("encoder_fingerprint", "0123", "encoder_fingerprint (0123, baseline None)"),
+        ("scorer_version", "2", "scorer_version (2, baseline 3)"),
+    ],
+)
+def test_another_scorer_raises(setting, value, words, tmp_path):
     a, b = (scored(tmp_path, name, lambda name: name) for name in ("a", "b"))
     settings = read_settings(b)
-    settings["tasks"]["gene_sets"]["encoder_fingerprint"] = "0123"
+    settings["tasks"]["gene_sets"][setting] = value
     (b / "settings.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=re.escape("encoder_fingerprint (0123, baseline None)")):
+    with pytest.raises(ValueError, match=re.escape(words)):
         compare([str(b)], str(a), tmp_path / "o")
 
 
