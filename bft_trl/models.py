@@ -85,7 +85,7 @@ def _read_adapter(folder: Path) -> Run:
         file = folder / "base_model.json"
         quantization = read_json_object(file).get("quantization") if file.is_file() else None
         tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else None
-        return Run(adapter.get("base_model_name_or_path"), folder, quantization, tokenizer)
+        return Run(adapter.get("base_model_name_or_path") or "", folder, quantization, tokenizer)
 
 
 @contextmanager

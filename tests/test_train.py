@@ -197,7 +197,7 @@ def test_interrupt_leaves_a_usable_checkpoint(model_folder, tmp_path, caplog):
         while "'loss'" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
             time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130, (tmp_path / "log").read_text()[-2000:]
+        assert process.wait(timeout=120) == 130, (tmp_path / "log").read_text()[-2000:]
     assert "Repeat the command with `--resume_from_checkpoint True`" in (tmp_path / "log").read_text()
     (checkpoint,) = out.glob("checkpoint-*")
     arguments[-1] = int(checkpoint.name.split("-")[1]) + 1
