@@ -173,7 +173,11 @@ def test_an_earlier_run_is_not_overwritten(model_folder, data, tmp_path, capsys)
     assert run(*arguments, "--loss_type", "nll", "--overwrite_output_dir") == 0
     assert json.loads((out / "objective.json").read_text())["loss_type"] == "nll"
     assert [folder.name for folder in out.glob("checkpoint-*")] == ["checkpoint-2"]
-    shutil.rmtree(out / "checkpoint-2")
+    resumed = ["--loss_type", "nll", "--overwrite_output_dir", "--resume_from_checkpoint", "True", "--max_steps", 3]
+    assert run(*arguments, *resumed) == 0  # the checkpoint that a run resumes from is not deleted
+    assert {folder.name for folder in out.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
+    for folder in out.glob("checkpoint-*"):
+        shutil.rmtree(folder)
     assert run(*arguments, "--loss_type", "nll") == 2
     assert "has an earlier run (adapter_config.json)" in capsys.readouterr().err
 
