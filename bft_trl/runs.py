@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -136,16 +135,12 @@ def train(
         before = answer_prompts(trainer, prompts)
         if overwrite_output_dir and not checkpoint:
             remove_checkpoints(args)
-        start = time.monotonic()
-        trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = time.monotonic() - start
+        seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
         trainer.save_model()
         trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=dataset_name)
         if main_process:
             answers = {"reference": references, "before": before, "after": answer_prompts(trainer, prompts)}
             write_report(trainer, summarize(trainer, source, dataset_name, seconds, answers))
-    if interrupt.interrupted and main_process:
-        logger.info("Interrupted. Repeat the command with `--resume_from_checkpoint True`.")
     return interrupt.interrupted
 
 

@@ -121,7 +121,6 @@ def test_every_part_of_the_page_is_escaped():
         "baseline": EVIL["base"],
         "seed": 0,
         "n_resamples": 9,
-        "n_resamples_needed": 99,
         "rows": [row],
         "tasks": {EVIL["task"]: {"n": 3, "settings": {EVIL["set"]: EVIL["gene"]}}},
         "reference_rows": [control | {"spread": None, "source": EVIL["set"]}],

@@ -19,9 +19,10 @@ def test_url_stays_in_cache_folder(path, tmp_path, monkeypatch):
     """`pooch` writes to the name and the folder that it is given."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("pooch.retrieve", lambda url, *, fname, path, **options: (path / fname).write_text(url))
-    cache = tmp_path / "deep" / "cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    cache = tmp_path / "bft_trl" / "downloads"
     cache.mkdir(parents=True)
-    file = fetch(f"https://host/{path}", cache=cache)
+    file = fetch(f"https://host/{path}")
     assert file.resolve().parent == cache.resolve()
     assert {found for found in tmp_path.rglob("*") if found.is_file()} == {file}
 

@@ -184,4 +184,6 @@ def _train(args: argparse.Namespace) -> int:
         checkpoint=checkpoint,
         overwrite_output_dir=options.overwrite_output_dir,
     )
+    if interrupted:
+        logger.info("Interrupted. Repeat the command with `--resume_from_checkpoint True`.")
     return 130 if interrupted else 0

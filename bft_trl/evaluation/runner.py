@@ -53,10 +53,8 @@ def evaluate(
         overwrite: replace the results of another evaluation.
         options: of lm-eval's `simple_evaluate`: limit, num_fewshot, gen_kwargs, system_instruction.
 
-    Returns:
-        Tasks that were left out because their data cannot be loaded, with the reason.
-
-    Raises ValueError or OSError that names the option, before the model is loaded.
+    Returns the tasks that were left out because their data cannot be loaded, with the reason. Raises ValueError or
+    OSError that names the option, before the model is loaded.
     """
     metadata = dict(metadata or {})
     requested = {"metadata": metadata, "include_path": include_path, "seed": seed, **options}
