@@ -31,7 +31,7 @@ def compare(
     seed: int = 0,
     n_resamples: int = 9999,
 ) -> dict[str, Any]:
-    """Writes `comparison.json`, `.csv`, `index.html`, `forest.png` and `.svg` into `output_dir`.
+    """Writes `comparison.json`, `.csv`, `index.html`, `forest.png` and `.svg`, and returns what is in the first.
 
     Args:
         runs: "PATH", "NAME=PATH" or, for runs that differ in the seed, "NAME=PATH,PATH,PATH"; see [`load_runs`].
@@ -41,9 +41,6 @@ def compare(
         common_documents: compare the documents of a task that all runs have; False raises ValueError if they differ.
         seed: of the bootstrap and the permutations.
         n_resamples: number of bootstrap samples and of permutations.
-
-    Returns:
-        What is in `comparison.json`.
 
     Raises ValueError or FileNotFoundError, before anything is written, for runs that do not exist, are broken, or
     differ from the baseline in the settings or documents of a task.
@@ -57,12 +54,7 @@ def compare(
     problems = [problem for run in others for problem in differences(base, run)]
     if problems:
         raise ValueError("These runs cannot be compared:\n  " + "\n  ".join(problems))
-    not_compared = _not_compared(base, others)
-    rows = _rows(base, others, np.random.default_rng(seed), n_resamples, not_compared)
-    for name, missing in not_compared.items():
-        logger.warning("Not compared, because '%s' or the baseline has no scores: %s", name, ", ".join(missing))
-    if not rows:
-        raise ValueError(f"No run shares a task with the baseline '{base.name}', which has {sorted(base.tasks)}.")
+    rows, not_compared = _rows(base, others, np.random.default_rng(seed), n_resamples)
     sizes = {row["task"]: row["n"] for row in rows}
     result = {
         "format": 3,
@@ -178,13 +170,13 @@ def _not_compared(base: Run, others: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def _rows(
-    base: Run,
-    others: Sequence[Run],
-    rng: np.random.Generator,
-    n_resamples: int,
-    not_compared: dict[str, list[str]],
-) -> list[dict[str, Any]]:
-    """One row per task, metric and run, with Holm's adjustment over all. Metrics with NaN go into `not_compared`."""
+    base: Run, others: Sequence[Run], rng: np.random.Generator, n_resamples: int
+) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """One row per task, metric and run, with Holm's adjustment over all, and what is not compared of each run.
+
+    Metrics with NaN are not compared. Raises ValueError if no run shares a task with the baseline.
+    """
+    not_compared = _not_compared(base, others)
     wanted = [(task, metric, run) for task, metric in base.scores for run in others if (task, metric) in run.scores]
     rows = []
     for task, metric, run in tqdm(wanted, desc="Comparing", disable=len(wanted) < 20):
@@ -202,7 +194,11 @@ def _rows(
             rows[-1] |= {f"{prefix}n_seeds": len(means), f"{prefix}seed_sd": spread}
     for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
-    return rows
+    for name, missing in not_compared.items():
+        logger.warning("Not compared, because '%s' or the baseline has no scores: %s", name, ", ".join(missing))
+    if not rows:
+        raise ValueError(f"No run shares a task with the baseline '{base.name}', which has {sorted(base.tasks)}.")
+    return rows, not_compared
 
 
 def _tested(a: np.ndarray, b: np.ndarray, *, rng: np.random.Generator, n_resamples: int) -> dict[str, Any]:

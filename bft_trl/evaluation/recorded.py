@@ -59,6 +59,36 @@ def score_recorded(
 
     Raises ValueError or FileNotFoundError for bad input, before anything is encoded or written.
     """
+    _check_options(output_dir, encoder=encoder, background=background, seed=seed)
+    if (references is None) == (task is None):
+        raise ValueError("Set either `references` (gene sets of your own) or `task` (one of ours).")
+    documents = _read_references(references) if references is not None else _task_documents(str(task), data_dir)
+    named = "genes" in documents.iloc[0]
+    if gmt is not None and not named:
+        raise ValueError(f"`gmt={str(gmt)!r}` tests gene sets, but {task} has questions.")
+    table = _read_predictions(predictions, documents, missing, source=source)
+    if gmt is not None:
+        table = pd.concat([table, _enrichment(documents, gmt)], ignore_index=True)
+    scorer = load_scorer(encoder or "none", background or "none", ontology=ontology) if named else None
+    metrics = score_answers(documents[table["unit"]].tolist(), table["answer"].tolist(), scorer)
+    scores = [pd.concat([table[["model", "kind", "unit"]], metrics], axis=1)]
+    if baselines:
+        rng, everything = np.random.default_rng(seed), (documents.tolist(), range(len(documents)))
+        names = load_gene_names(data_dir)
+        found = baseline_scores(*everything, list(metrics), scorer=scorer, rng=rng, gene_names=names)
+        scores += [
+            rows.assign(unit=documents.index, model=f"baseline: {name}", kind="baseline")
+            for name, rows in found.items()
+        ]
+    of_task = ({} if scorer is None else scorer.settings) | {"higher_is_better": dict.fromkeys(metrics, True)}
+    inputs = {"encoder": encoder, "background": background, "ontology": ontology, "predictions": predictions}
+    settings = {"tasks": {task or RECORDED: of_task}, "inputs": inputs | {"references": references}}
+    answers = table.assign(task=task or RECORDED)
+    return _write(output_dir, pd.concat(scores, ignore_index=True), answers, documents, settings, seed)
+
+
+def _check_options(output_dir: Path, *, encoder: str | None, background: Path | None, seed: int) -> None:
+    """Raises ValueError for options that cannot be used, before anything is read."""
     check_folder(output_dir)
     if seed < 0:
         raise ValueError(f"`seed={seed}` must be 0 or more.")
@@ -66,33 +96,6 @@ def score_recorded(
         raise ValueError(f"`background={str(background)!r}` needs `encoder`: it ranks by the encoder's similarity.")
     if (output_dir / "settings.json").is_file() and "request" in read_settings(output_dir):
         raise ValueError(f"`output_dir={str(output_dir)!r}` has the results of `bft-trl eval`. Name another folder.")
-    if (references is None) == (task is None):
-        raise ValueError("Set either `references` (gene sets of your own) or `task` (one of ours).")
-    documents = _read_references(references) if references is not None else _task_documents(str(task), data_dir)
-    named = "genes" in documents.iloc[0]
-    if gmt is not None and not named:
-        raise ValueError(f"`gmt={str(gmt)!r}` tests gene sets, but {task} has questions.")
-    parts = [_read_predictions(predictions, documents, missing, source=source)]
-    if gmt is not None:
-        parts.append(_enrichment(documents, gmt))
-    table = pd.concat(parts, ignore_index=True)
-    scorer = load_scorer(encoder or "none", background or "none", ontology=ontology) if named else None
-    metrics = score_answers(documents[table["unit"]].tolist(), table["answer"].tolist(), scorer)
-    scores = pd.concat([table[["model", "kind", "unit"]], metrics], axis=1)
-    if baselines:
-        rng, gene_names = np.random.default_rng(seed), load_gene_names(data_dir)
-        found = baseline_scores(documents.tolist(), list(metrics), scorer=scorer, rng=rng, gene_names=gene_names)
-        for name, table_of in found.items():
-            rows = table_of.set_axis(documents.index).reset_index(names="unit")
-            scores = pd.concat([scores, rows.assign(model=f"baseline: {name}", kind="baseline")], ignore_index=True)
-    settings = {
-        "tasks": {
-            task or RECORDED: ({} if scorer is None else scorer.settings)
-            | {"higher_is_better": dict.fromkeys(metrics, True)}
-        },
-        "inputs": {"predictions": predictions, "references": references, "encoder": encoder, "background": background},
-    }
-    return _write(output_dir, scores, table.assign(task=task or RECORDED), documents, settings, seed)
 
 
 def score_answers(

@@ -58,16 +58,12 @@ def scores_of_samples(
             parts.append(_long(task, frame.add_suffix(suffix), model))
         answers.append(_answers(task, logged, units, model))
         tasks[task] = _settings(task, results) | {"filters": filters}
-        scorer = (scorers or {}).get(task, Scorer() if "scorer_version" in tasks[task] else None)
-        documents: Documents = [sample["doc"] for sample in logged]
-        selected = None
-        if test_sets and task in test_sets:
-            documents, selected = test_sets[task], [sample["doc_id"] for sample in logged]
-        elif len(set(results["n-samples"][task].values())) > 1:
-            continue
+        if "scorer_version" in tasks[task]:
+            scorers = {task: Scorer(), **(scorers or {})}
+        test_set = _test_set(task, logged, results, test_sets or {})
         rng = np.random.default_rng(seed)
         found = baseline_scores(
-            documents, list(frame), scorer=scorer, rng=rng, selected=selected, gene_names=gene_names
+            *test_set, list(frame), scorer=(scorers or {}).get(task), rng=rng, gene_names=gene_names
         )
         for name, table in found.items():
             models[f"baseline: {name}"] = {"kind": "baseline"}
@@ -76,6 +72,17 @@ def scores_of_samples(
     scores = pd.concat(parts, ignore_index=True).assign(seed=seed)
     settings = {"tasks": tasks, "models": models, "inputs": _inputs(results)}
     return scores, pd.concat(answers, ignore_index=True), settings
+
+
+def _test_set(
+    task: str, logged: Samples, results: Mapping[str, Any], test_sets: Mapping[str, Documents]
+) -> tuple[Documents, list[int]]:
+    """All documents of a task, and the positions of those that were evaluated; none if not all are known."""
+    if task in test_sets:
+        return test_sets[task], [sample["doc_id"] for sample in logged]
+    counts = results["n-samples"][task]
+    documents = [sample["doc"] for sample in logged if counts["original"] == counts["effective"]]
+    return documents, list(range(len(documents)))
 
 
 def read_lm_eval(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
