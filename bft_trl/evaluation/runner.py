@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_trl.data.evaluation_sets import load_gene_names
+from bft_trl.evaluation.names import SCORER_VERSION
 from bft_trl.evaluation.samples import scores_of_samples
 from bft_trl.evaluation.scores import document_parts, read_settings, write_scores
 from bft_trl.io import check_folder
@@ -99,6 +100,7 @@ def check_request(
         raise ValueError(f"`num_fewshot={examples}` must be 0 or more.")
     model = fingerprint(run) | {"quantization": run.quantization, "apply_chat_template": run.apply_chat_template}
     request = {"model": model, "tasks": list(tasks), **options, "lm_eval_version": version("lm_eval")}
+    request["scorer_version"] = SCORER_VERSION
     if overwrite or not (output_dir / "settings.json").is_file():
         return request, False
     if read_settings(output_dir).get("request") != request:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bft_trl.evaluation.baselines import baseline_scores
 from bft_trl.evaluation.names import ONTOLOGY_METRICS, Scorer
-from bft_trl.evaluation.scores import document_key, document_parts
+from bft_trl.evaluation.scores import absolute, document_key, document_parts
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,8 @@ def _inputs(results: Mapping[str, Any]) -> dict[str, Any]:
     for config in results["configs"].values():
         metadata = config.get("metadata") or {}
         if "scorer_version" in metadata:
-            return {name: metadata.get(name) for name in ("encoder", "background", "data_dir", "ontology")}
+            names = ("encoder", "background", "data_dir", "ontology")
+            return {name: absolute(metadata[name]) for name in names if metadata.get(name)}
     return {}
 
 
@@ -181,7 +182,8 @@ def _settings(task: str, results: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree between runs that are compared."""
     config = results["configs"][task]
     metadata = config.get("metadata") or {}
-    named = {key: metadata.get(key) for key in Scorer().settings} if "scorer_version" in metadata else {}
+    keys = (*Scorer().settings, *(["ontology_fingerprint"] if "ontology_fingerprint" in metadata else []))
+    named = {key: metadata.get(key) for key in keys} if "scorer_version" in metadata else {}
     return {
         "lm_eval_version": results["lm_eval_version"],
         "version": results["versions"].get(task),
