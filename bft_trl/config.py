@@ -17,6 +17,7 @@ OBJECTIVE_FIELDS = (
     "group_size",
     "confidence_mean",
     "confidence_gamma",
+    "token_weight_power",
     "min_token_weight",
 )
 
@@ -28,8 +29,9 @@ class BFTConfig(SFTConfig):
 
     It inherits every parameter from `trl.SFTConfig` and adds the choice of objective. With `load_best_model_at_end`
     the default metric is the unweighted `eval_nll`; compare *objectives* by task scores, since nll favors SFT by
-    construction. The options from `bft_version` to `min_token_weight` act under `loss_type="bft"` only. The help text
-    of each field says what it means (`bft-trl train --help`).
+    construction. The options from `bft_version` to `min_token_weight` act under `loss_type="bft"` only, except
+    `token_weight_power`, which "dft" has as well. The help text of each field says what it means (`bft-trl train
+    --help`).
     """
 
     loss_type: str = field(
@@ -63,6 +65,13 @@ class BFTConfig(SFTConfig):
     )
     confidence_gamma: float = field(
         default=1.0, metadata={"help": "Exponent on the minimum group confidence of v1: sample weight = 1 - p**gamma."}
+    )
+    token_weight_power: float = field(
+        default=1.0,
+        metadata={
+            "help": "Exponent on the token weight of 'dft' and 'bft': 1 is the papers, 0 is no token weighting. Try "
+            "0.5 where the model knows little: weights near 0 grow."
+        },
     )
     min_token_weight: float = field(
         default=0.0, metadata={"help": "Floor on the token weight, 0 is the paper. Try 0.1 where the signal vanishes."}
@@ -147,6 +156,10 @@ class BFTConfig(SFTConfig):
         if not _is_number(self.confidence_gamma) or not 0 < self.confidence_gamma < math.inf:
             raise ValueError(
                 f"`confidence_gamma={self.confidence_gamma!r}` must be a number above 0 (1 is the paper)."
+            )
+        if not _is_number(self.token_weight_power) or not 0 <= self.token_weight_power < math.inf:
+            raise ValueError(
+                f"`token_weight_power={self.token_weight_power!r}` must be a number of 0 or more (1 is the papers)."
             )
         if not _is_number(self.min_token_weight) or not 0 <= self.min_token_weight <= 1:
             raise ValueError(f"`min_token_weight={self.min_token_weight!r}` must lie in [0, 1] (0 is the paper).")

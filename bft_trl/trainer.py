@@ -86,6 +86,8 @@ class BFTTrainer(SFTTrainer):
         validation.check_trainer(self)
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self.lm_head_backend = choose_lm_head(base, args.lm_head_backend, has_aux_loss=self.aux_loss_enabled)
+        # TRL has these two; every other loss is made here from the per-token log-probabilities.
+        self._loss_of_trl = loss_type == "nll" or (loss_type == "dft" and args.token_weight_power == 1)
         if loss_type == "bft":  # the loss is divided by the samples of the whole step, not again by `Trainer`
             self.loss_is_scaled_for_ga = True
         # Of each step since the last log, and of each evaluation batch: (1, 1 + values, sums).
@@ -142,7 +144,7 @@ class BFTTrainer(SFTTrainer):
         if rows.WEIGHT in numbers and self.model.training:
             weights = weights._replace(sample=weights.sample * numbers[rows.WEIGHT])
         self._record(tokens, weights, numbers, len(fused.label_mask))
-        if self.args.loss_type != "bft":
+        if self._loss_of_trl:
             return result
         loss = self._reduce(tokens, weights, num_items_in_batch)
         if self.aux_loss_enabled:
@@ -151,12 +153,19 @@ class BFTTrainer(SFTTrainer):
         return (loss, result[1]) if return_outputs else loss
 
     def _reduce(self, tokens: SupervisedTokens, weights: Weights, num_items: Any) -> torch.Tensor:
-        """Returns the part of this batch in the mean over the samples of the step of s/L sum_t w_t (-log c_t)."""
-        samples = len(tokens.lengths) if num_items is None else num_items
-        scale = (weights.sample / tokens.lengths).repeat_interleave(tokens.lengths) * weights.token
-        loss = -(scale * tokens.log_probs).sum() / torch.as_tensor(samples, device=scale.device).clamp(min=1)
-        # DDP averages the gradients over the ranks.
-        return loss if num_items is None else loss * self.accelerator.num_processes
+        """Returns the part of this batch in the objective of the step.
+
+        "bft": the mean over samples of s/L sum_t w_t (-log c_t). The others: the mean over tokens of w_t (-log c_t).
+        """
+        over_samples, scale = self.args.loss_type == "bft", weights.token
+        if over_samples:
+            scale = (weights.sample / tokens.lengths).repeat_interleave(tokens.lengths) * scale
+        if num_items is None:
+            num_items = len(tokens.lengths if over_samples else tokens.log_probs)
+            ranks = 1
+        else:  # DDP averages the gradients over the ranks
+            ranks = self.accelerator.num_processes if over_samples or self.args.average_tokens_across_devices else 1
+        return -(scale * tokens.log_probs).sum() / torch.as_tensor(num_items, device=scale.device).clamp(min=1) * ranks
 
     @torch.no_grad()
     def _record(

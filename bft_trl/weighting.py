@@ -120,6 +120,7 @@ def token_and_sample_weights(
     group_size: int = 256,
     confidence_mean: str = "geometric",
     confidence_gamma: float = 1.0,
+    token_weight_power: float = 1.0,
     min_token_weight: float = 0.0,
 ) -> Weights:
     """Returns token weights w and sample weights s of an objective, and the confidence of each sample.
@@ -127,9 +128,11 @@ def token_and_sample_weights(
     | `loss_type` | w | s |
     |---|---|---|
     | "nll" | 1 | 1 |
-    | "dft" | c | 1 |
-    | "bft", v1 | c | 1 - p_conf ** gamma with the minimum group confidence p_conf |
-    | "bft", v3 | clip(c / (C_loc + 1e-8), 0, 1) with the local confidence C_loc | 1 - min C_loc |
+    | "dft" | c ** a | 1 |
+    | "bft", v1 | c ** a | 1 - p_conf ** gamma with the minimum group confidence p_conf |
+    | "bft", v3 | clip(c / (C_loc + 1e-8), 0, 1) ** a with the local confidence C_loc | 1 - min C_loc |
+
+    a is `token_weight_power`. The floor of "bft", `min_token_weight`, comes after it.
 
     Args:
         log_probs: (N,) in nats, any float dtype; the weights are computed in float32 or better.
@@ -150,9 +153,9 @@ def token_and_sample_weights(
         raise ValueError(f"`bft_version={bft_version!r}` is not known: choose 'v1' or 'v3'.")
     confidence = _minimum_per_sample(windows[0], lengths)
     sample = 1 - (confidence**confidence_gamma if bft_version == "v1" else confidence)
-    token, sample = token.clamp(min=min_token_weight), sample.clamp(0, 1)
+    token, sample = (token**token_weight_power).clamp(min=min_token_weight), sample.clamp(0, 1)
     if loss_type == "dft":
-        token = probs
+        token = probs**token_weight_power
     if loss_type == "nll" or (loss_type == "bft" and not token_weighting):
         token = torch.ones_like(token)
     if loss_type != "bft" or not sample_weighting:

@@ -36,14 +36,15 @@ def weights(
     group_size: int = 256,
     mean: str = "geometric",
     gamma: float = 1.0,
+    power: float = 1.0,
     floor: float = 0.0,
 ) -> tuple[list[float], float, float, bool]:
     """Token weights, sample weight, group confidence of one sample, and whether the window acts."""
     if version == "v1":
         confidence = window_v1(c, group_size, mean)
-        return [max(x, floor) for x in c], 1 - confidence**gamma, confidence, len(c) > group_size
+        return [max(x**power, floor) for x in c], 1 - confidence**gamma, confidence, len(c) > group_size
     local = window_v3(c, group_size)
-    token = [max(min(x / (m + 1e-8), 1.0), floor) for x, m in zip(c, local, strict=True)]
+    token = [max(min(x / (m + 1e-8), 1.0) ** power, floor) for x, m in zip(c, local, strict=True)]
     left, right = group_size // 2, group_size - 1 - group_size // 2
     acts = any(t - left > 0 or t + right < len(c) - 1 for t in range(len(c)))
     return token, 1 - min(local), min(local), acts
