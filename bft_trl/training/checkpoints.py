@@ -46,13 +46,9 @@ def _check_same_objective(folder: Path, objective: Mapping[str, Any]) -> None:
     if not file.is_file():  # a checkpoint of plain TRL
         return
     before = json.loads(file.read_text(encoding="utf-8"))
-    # Under the other objectives most fields have no effect.
-    used = {"nll": ["loss_type"], "dft": ["loss_type", "token_weight_power"]}
-    names = (
-        used.get(objective["loss_type"], objective)
-        if objective["loss_type"] == before.get("loss_type")
-        else ["loss_type"]
-    )
+    # Under the other objectives the other fields have no effect.
+    bft = objective["loss_type"] == before.get("loss_type") == "bft"
+    names = objective if bft else ["loss_type", "token_weight_power", "anchor_coef"]
     changed = [
         f"{name} was {before.get(name)!r}, is {objective[name]!r}"
         for name in names
