@@ -24,7 +24,7 @@ from bft_trl.io import lock, write_text
 from bft_trl.models import HUB_ID, INSTALL, demo_model
 from bft_trl.prompts import parse_process
 from bft_trl.trainer import BFTTrainer
-from bft_trl.training.checkpoints import resolve_checkpoint
+from bft_trl.training.checkpoints import changed_objective, resolve_checkpoint
 from bft_trl.training.model_card import CARD_NAMES, add_results
 from bft_trl.training.validation import check_dataset
 
@@ -61,8 +61,8 @@ class StopAtInterrupt(TrainerCallback):
 def check_run(args: BFTConfig, model_args: ModelConfig, *, overwrite_output_dir: bool = False) -> str | None:
     """Checks options and `output_dir` before data and model are loaded.
 
-    Returns the checkpoint to resume from, or None. Raises ValueError for an incomplete checkpoint or another
-    objective, ModuleNotFoundError without bitsandbytes for 4-bit weights.
+    Returns the checkpoint to resume from, or None. Raises ValueError for an incomplete checkpoint, and for a
+    checkpoint or an adapter of another objective; ModuleNotFoundError without bitsandbytes for 4-bit weights.
     """
     if model_args.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
         raise ModuleNotFoundError(
@@ -72,24 +72,16 @@ def check_run(args: BFTConfig, model_args: ModelConfig, *, overwrite_output_dir:
     resume = {"true": True, "false": ""}.get(str(resume).lower(), resume)
     if resume:
         return resolve_checkpoint(resume, Path(args.output_dir), args.objective())
-    if not overwrite_output_dir:
-        check_output_dir(args)
-    return None
-
-
-def check_output_dir(args: BFTConfig) -> None:
-    """Raises ValueError if `output_dir` holds an adapter that was trained with another objective."""
     folder = Path(args.output_dir)
-    if not (folder / "adapter_config.json").is_file():
-        return
-    file = folder / "objective.json"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    changed = [f"{name}={before.get(name)!r}" for name, value in args.objective().items() if before.get(name) != value]
-    if changed:
+    if overwrite_output_dir or not (folder / "adapter_config.json").is_file():
+        return None
+    known = (folder / "objective.json").is_file()
+    if changed := changed_objective(folder, args.objective()) if known else "objective.json is missing":
         raise ValueError(
-            f"`output_dir={str(folder)!r}` holds an adapter of another objective ({', '.join(changed)}). Choose "
-            "another folder, or replace the adapter with `--overwrite_output_dir`."
+            f"`output_dir={str(folder)!r}` has an adapter of another objective ({changed}). Choose another folder, or "
+            "replace the adapter with `--overwrite_output_dir`."
         )
+    return None
 
 
 def is_finished(args: BFTConfig, checkpoint: str) -> bool:

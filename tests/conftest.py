@@ -76,6 +76,24 @@ def build_model(seed: int = 0, **overrides: object) -> LlamaForCausalLM:
     return model
 
 
+def broken_model() -> LlamaForCausalLM:
+    """A model whose embedding of the letter z is NaN."""
+    model = build_model(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[build_tokenizer()("z")["input_ids"][0]] = float("nan")
+    return model
+
+
+@torch.no_grad()
+def answer_probs(row: dict[str, Any], max_length: int | None = None) -> list[float]:
+    """Probabilities of the tokens of an answer and of its end, from full logits of `build_model()` in float64."""
+    tokenizer = build_tokenizer()
+    prompt = tokenizer(row["prompt"])["input_ids"]
+    ids = [*prompt, *tokenizer(row["completion"])["input_ids"], tokenizer.eos_token_id][:max_length]
+    log_probs = build_model()(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return [log_probs[place - 1, ids[place]].exp().item() for place in range(len(prompt), len(ids))]
+
+
 def sample_rows(count: int, *, seed: int = 0, longest: int = 40) -> list[dict[str, str]]:
     generator = torch.Generator().manual_seed(seed)
     letters = "abcdefgh "

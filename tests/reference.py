@@ -1,4 +1,4 @@
-"""Loop twins in float64: the equations of docs/method.md one token at a time, nothing shared with bft_trl."""
+"""Reference implementation: the equations of docs/method.md in float64, one token at a time, without bft_trl."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ def window_v1(c: list[float], group_size: int, mean: str) -> float:
 
 
 def window_v3(c: list[float], group_size: int) -> list[float]:
-    """Mean over g tokens centred on each one, the extra token of an even window on the left, clipped at the ends."""
+    """Mean over g tokens centered on each one, the extra token of an even window on the left, clipped at the ends."""
     left, right = group_size // 2, group_size - 1 - group_size // 2
     means = []
     for t in range(len(c)):
@@ -146,7 +146,7 @@ def head_extras(
 
 
 def bft_loss_full_logits(logits: torch.Tensor, labels: torch.Tensor, *, group_size: int) -> torch.Tensor:
-    """v1 with the geometric mean from full logits (B, S, V), as a plain implementation would: what benchmarks time."""
+    """v1 with the geometric mean from full logits (B, S, V), as a plain implementation; benchmarks time it."""
     targets = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
     nll = torch.nn.functional.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"

@@ -1,5 +1,6 @@
 """Benchmarks compare like with like: every arm of the loss head has the same gradient."""
 
+import mmap
 import sys
 from pathlib import Path
 
@@ -15,13 +16,13 @@ import isolated
 import memory
 
 
-@pytest.mark.parametrize("share", [0.4, 1.0])
-def test_the_arms_of_the_loss_head_agree(share):
+@pytest.mark.parametrize("fraction", [0.4, 1.0])
+def test_the_arms_of_the_loss_head_agree(fraction):
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2, 10, 6, generator=generator)
     weight = torch.randn(31, 6, generator=generator)
     labels = torch.randint(31, (2, 10), generator=generator)
-    labels = torch.where(torch.arange(10) >= 10 * (1 - share), labels, -100)
+    labels = torch.where(torch.arange(10) >= 10 * (1 - fraction), labels, -100)
     gradients = []
     for arm in ("reference", "trl", "trl_supervised", "frozen"):
         hidden = values.clone().requires_grad_()
@@ -32,8 +33,8 @@ def test_the_arms_of_the_loss_head_agree(share):
         torch.testing.assert_close(gradient, gradients[0], atol=1e-6, rtol=1e-4)
 
 
-def test_running_out_of_memory_is_an_answer(capsys, monkeypatch):
-    monkeypatch.setattr(isolated.resource, "setrlimit", lambda *limits: None)  # it would hold for the other tests too
+def test_running_out_of_memory_is_a_result(capsys, monkeypatch):
+    monkeypatch.setattr(isolated.resource, "setrlimit", lambda *limits: None)  # it would limit the other tests too
 
     def greedy():
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
@@ -80,23 +81,24 @@ def test_growth_is_the_slope_after_the_warm_up():
 
 
 @pytest.mark.parametrize("slope", [0.0, 2.0])
-def test_the_interval_of_the_growth_holds_it(slope):
-    """With noise that is alike in neighbouring samples, as an allocator's is, at least 85 of 100 intervals hold it."""
+def test_the_interval_of_the_growth_covers_it(slope):
+    """With noise correlated between neighboring samples, as of an allocator, at least 85 of 100 intervals cover it."""
     steps = np.arange(10, 2001, 10)
-    held = 0
+    covered = 0
     for seed in range(100):
         noise = np.convolve(np.random.default_rng(seed).normal(0, 300, len(steps) + 4), np.ones(5) / 5, "valid")
         found = memory.growth(pd.DataFrame({"step": steps, "kib": 700_000 + slope * steps + noise}))
-        held += found["low"] <= slope <= found["high"]
-    assert held >= 85
+        covered += found["low"] <= slope <= found["high"]
+    assert covered >= 85
 
 
 def test_a_leak_in_the_process_is_seen():
-    """64 KiB that are kept at every step."""
+    """64 KiB that are kept at every step, in pages of their own: an allocator would reuse memory of other tests."""
     kept = []
     samples = []
     for step in range(0, 400, 2):
-        kept += [bytearray(b"x" * 65_536) for _ in range(2)]
+        kept.append(mmap.mmap(-1, 2 * 65_536))
+        kept[-1].write(b"x" * 2 * 65_536)
         samples.append((step, isolated.resident() / 1024))
     found = memory.growth(pd.DataFrame(samples, columns=["step", "kib"]))
     assert found["slope"] == pytest.approx(64, rel=0.15)

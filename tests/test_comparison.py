@@ -14,7 +14,7 @@ from bft_trl.comparison.published import PUBLISHED
 from bft_trl.comparison.runs import differences, load_runs
 from bft_trl.evaluation.scores import read_settings, write_scores
 
-FILES = ["comparison.csv", "comparison.json", "comparison.md", "forest.png", "forest.svg", "index.html"]
+FILES = ["comparison.csv", "comparison.json", "forest.png", "forest.svg", "index.html"]
 
 
 def digest(value):
@@ -46,6 +46,8 @@ def write_lm_eval(
     model="org__model",
     date="2026-01-02T03-04-05.6",
     prompts=lambda doc: doc,
+    responses=lambda doc: "Process: x",
+    limited=False,
     filters=("none",),
     **overrides,
 ):
@@ -55,7 +57,7 @@ def write_lm_eval(
     """
     place = folder / model
     place.mkdir(parents=True, exist_ok=True)
-    scorer = {"scorer_version": "2", "encoder_fingerprint": None, "background_fingerprint": None, "encoder": "none"}
+    scorer = {"scorer_version": "3", "encoder_fingerprint": None, "background_fingerprint": None, "encoder": "none"}
     results = {
         "results": {task: {} for task in tasks},
         "configs": {
@@ -69,7 +71,8 @@ def write_lm_eval(
         "versions": dict.fromkeys(tasks, 1.0),
         "n-shot": dict.fromkeys(tasks, 0),
         "n-samples": {
-            task: {"original": len(documents), "effective": len(documents)} for task, (documents, _) in tasks.items()
+            task: {"original": len(documents) + limited, "effective": len(documents)}
+            for task, (documents, _) in tasks.items()
         },
         "lm_eval_version": "0.4.13",
         "chat_template_sha": "aa",
@@ -82,6 +85,7 @@ def write_lm_eval(
             for k, name in enumerate(filters):
                 sample = {"doc_id": i, "doc": document, "filter": name, "metrics": list(metrics)}
                 sample |= {"doc_hash": digest(document), "prompt_hash": digest(prompts(document))}
+                sample |= {"target": "x", "filtered_resps": [responses(document)]}
                 lines.append(json.dumps(sample | {m: abs(k - float(scores[i])) for m, scores in metrics.items()}))
         (place / f"samples_{task}_{date}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
@@ -170,7 +174,6 @@ def test_baselines_and_published_results(runs, tmp_path):
     assert page.count("GeneAgent") >= 7
     # base is right in a quarter of the cases, as chance is; good in half
     assert "<li>bft_medqa, acc: base (0.250); baseline: chance 0.250</li>" in page
-    assert "- bft_medqa, acc: base (0.250); baseline: chance 0.250" in (tmp_path / "o" / "comparison.md").read_text()
 
 
 def test_published_results_are_those_of_the_paper():
@@ -231,7 +234,9 @@ def test_bad_run_names(spec, words, runs, tmp_path, capsys):
 
 
 def test_bad_baselines(runs, tmp_path):
-    with pytest.raises(ValueError, match=r"`baseline='x'` is neither one of the runs \('base'\) nor a folder"):
+    with pytest.raises(
+        ValueError, match=r"`baseline='x'` is neither one of the runs \('base'\), a folder nor a recorded system"
+    ):
         compare([str(runs["base"])], "x", tmp_path / "o")
     with pytest.raises(ValueError, match="nothing to compare with the baseline"):
         compare([str(runs["base"])], "base", tmp_path / "o")
@@ -252,7 +257,7 @@ def test_bad_baselines(runs, tmp_path):
         ({"chat_template_sha": None}, "chat_template (None, baseline aa)"),
         ({"system_instruction_sha": "cc"}, "system_instruction (cc, baseline None)"),
         ({"lm_eval_version": "0.4.9"}, "lm_eval_version (0.4.9, baseline 0.4.13)"),
-        ({"prompts": lambda document: "other"}, "prompts ("),
+        ({"prompts": lambda document: "other"}, "the prompt of 4 of 4 documents"),
         (
             {"configs": {"bft_medqa": {"output_type": "generate_until", "generation_kwargs": {"max_gen_toks": 9}}}},
             "generation_kwargs ({'max_gen_toks': 9}, baseline {'max_gen_toks': 8})",
@@ -417,7 +422,7 @@ def test_recorded_answers_compare_with_a_task(runs, tmp_path):
     names = [
         row["name"] for row in result["reference_rows"] if row["kind"] == "baseline" and row["metric"] == "rouge1"
     ]
-    assert len(names) == len(set(names)) == 3
+    assert len(names) == len(set(names)) == 4
     other = compare([str(recorded), str(runs["base"])], str(recorded), tmp_path / "p", n_resamples=99)
     assert row_of(other, run="base", metric="rouge1")["difference"] == pytest.approx(5.5 / 20 - 1)
     two = compare(
@@ -476,8 +481,7 @@ def test_any_folder_in_the_results_format_is_compared(tmp_path):
     assert (row["n_seeds"], row["seed_sd"]) == (2, pytest.approx(abs(5 / 3 - 7 / 3) / 2**0.5))
     (control,) = result["reference_rows"]
     assert (control["name"], control["value"]) == ("control", 3)
-    page = (tmp_path / "o" / "comparison.md").read_text()
-    assert "- t, error: theirs (4); control 3" in page
+    assert "<li>t, error: theirs (4); control 3</li>" in (tmp_path / "o" / "index.html").read_text()
     table = pd.read_parquet(tmp_path / "r" / "scores.parquet")
     assert table.dtypes.astype(str).to_dict() == {
         **dict.fromkeys(["task", "metric", "unit", "model"], "object"),

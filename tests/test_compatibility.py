@@ -1,6 +1,5 @@
 """What works with `SFTTrainer` works with `BFTTrainer`. The items are those of docs/compatibility.md."""
 
-import copy
 import gc
 import tracemalloc
 
@@ -312,28 +311,3 @@ def test_memory_does_not_grow_with_evaluations(kind, tmp_path):
         sizes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     assert sizes[4] - sizes[1] < 3 * 1000 * 20
-
-
-@every_trainer
-def test_copies_keep_the_token(kind, tmp_path):
-    args = config(kind, tmp_path, hub_token="hf_x")
-    assert copy.deepcopy(args).hub_token == copy.copy(args).hub_token == "hf_x"
-
-
-@every_trainer
-@pytest.mark.filterwarnings("default::FutureWarning")
-@pytest.mark.parametrize(
-    ("options", "arguments"),
-    [
-        ({"packing": True, "packing_strategy": "wrapped"}, {}),
-        ({"label_smoothing_factor": 0.1}, {}),
-        ({}, {"peft_config": LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM")}),
-    ],
-    ids=["wrapped packing", "label smoothing", "adapter on the LM head"],
-)
-def test_what_is_refused(kind, options, arguments, tmp_path):
-    if kind == "sft" and not arguments:
-        trainer(kind, tmp_path, options=options | {"max_length": 64}, **arguments)
-        return
-    with pytest.raises(ValueError, match=r"packing_strategy='wrapped'|label_smoothing_factor=0.1|`lm_head` is not"):
-        trainer(kind, tmp_path, options=options, **arguments)

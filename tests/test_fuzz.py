@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import json
 import random
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from bft_trl.data.evaluation_sets import load_background
 from bft_trl.data.gene_ontology import read_obo_gaf
 from bft_trl.data.gene_sets import load_gene_sets
 from bft_trl.data.medical import load_questions
-from bft_trl.data.tables import read_gene_sets, read_gmt, read_json_object, read_table
+from bft_trl.data.tables import read_gene_sets, read_gmt, read_table
 from bft_trl.io import missing_part
 from bft_trl.training.sample_log import SCHEMA, read_part
 
@@ -55,12 +54,12 @@ GENES = [f"GENE{i}" for i in range(20)]
 
 def obo_gaf(path: Path) -> pd.DataFrame:
     (path.parent / "whole.gaf").write_text(gaf_text(ANNOTATIONS))
-    return read_obo_gaf(path, path.parent / "whole.gaf", min_genes=1)
+    return read_obo_gaf(path, path.parent / "whole.gaf", min_genes=1).sets
 
 
 def gaf(path: Path) -> pd.DataFrame:
     (path.parent / "whole.obo").write_text(ONTOLOGY)
-    return read_obo_gaf(path.parent / "whole.obo", path, min_genes=1)
+    return read_obo_gaf(path.parent / "whole.obo", path, min_genes=1).sets
 
 
 # The name of the file, its content, and what reads it.
@@ -79,7 +78,6 @@ READERS = {
     "background": ("background.txt", "\n".join(sets()["name"]).encode(), load_background),
     "pairs": ("pairs.csv", table_bytes(PAIRS, ".csv"), read_pairs),
     "genes": ("genes.txt", "\n".join(GENES).encode(), lambda path: read_genes([path])),
-    "settings": ("settings.json", json.dumps({"tasks": {"a": 1}}).encode(), read_json_object),
     "sample log": ("part-00000-0.parquet", log_bytes(), read_part),
     "checkpoint": ("trainer_state.json", b'{"global_step": 3}', lambda path: missing_part(path.parent)),
 }

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bft_trl.cli.main import main
-from bft_trl.data.gene_ontology import obo_gaf_versions, read_obo_gaf
+from bft_trl.data.gene_ontology import read_obo_gaf
 
 HEADER = (
     "format-version: 1.2\ndata-version: releases/2024-01-17\ndefault-namespace: biological_process\nontology: go\n"
@@ -107,8 +107,8 @@ def files(tmp_path):
     return obo, gaf
 
 
-def genes_of(table):
-    return {term: " ".join(genes) for term, genes in zip(table["id"], table["genes"], strict=True)}
+def genes_of(source):
+    return {term: " ".join(genes) for term, genes in zip(source.sets["id"], source.sets["genes"], strict=True)}
 
 
 def test_propagation_by_hand(files, caplog):
@@ -118,9 +118,10 @@ def test_propagation_by_hand(files, caplog):
     both of F are dropped, G and H are of other aspects.
     """
     caplog.set_level("INFO")
-    table = read_obo_gaf(*files, min_genes=1)
+    source = read_obo_gaf(*files, min_genes=1)
+    table = source.sets
     assert table.columns.tolist() == ["id", "name", "definition", "genes", "gene_names"]
-    assert genes_of(table) == {
+    assert genes_of(source) == {
         "GO:0000001": "A B C",
         "GO:0000002": "A B C",
         "GO:0000003": "A",
@@ -136,15 +137,15 @@ def test_propagation_by_hand(files, caplog):
 def test_sizes_are_those_after_propagation(files):
     assert genes_of(read_obo_gaf(*files)) == {"GO:0000001": "A B C", "GO:0000002": "A B C"}
     assert list(genes_of(read_obo_gaf(*files, min_genes=1, max_genes=2))) == ["GO:0000003", "GO:0000004", "GO:0000005"]
-    empty = read_obo_gaf(*files, min_genes=50)
+    empty = read_obo_gaf(*files, min_genes=50).sets
     assert len(empty) == 0
     assert empty.columns.tolist() == ["id", "name", "definition", "genes", "gene_names"]
 
 
 def test_evidence(files):
     """Without TAS and IEA, C goes; B stays by its IMP."""
-    table = read_obo_gaf(*files, evidence=["ida", "IMP"], min_genes=1)
-    assert genes_of(table)["GO:0000001"] == "A B"
+    source = read_obo_gaf(*files, evidence=["ida", "IMP"], min_genes=1)
+    assert genes_of(source)["GO:0000001"] == "A B"
     with pytest.raises(ValueError, match=r"`evidence=\['XYZ'\]`: unknown. human.gaf has IDA, IEA, IMP, TAS\."):
         read_obo_gaf(*files, evidence=["IDA", "XYZ"])
     with pytest.raises(ValueError, match=r"no annotation.* go.obo is left with `evidence=\['EXP'\]`"):
@@ -152,15 +153,10 @@ def test_evidence(files):
 
 
 def test_gzip_windows_line_ends_and_byte_order_mark(files):
-    plain = read_obo_gaf(*files)
+    plain = read_obo_gaf(*files).sets
     for path in files:
         path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n")))
-    assert read_obo_gaf(*files).equals(plain)
-
-
-def test_versions_of_the_first_header(files):
-    versions = {"data-version": "releases/2024-01-17", "gaf-version": "2.2", "date-generated": "2024-02-03"}
-    assert obo_gaf_versions(*files) == versions
+    assert read_obo_gaf(*files).sets.equals(plain)
 
 
 def test_default_namespace(files):

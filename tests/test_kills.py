@@ -71,7 +71,7 @@ def in_child(command: str, *, killed_at: int | None = None) -> tuple[int, int]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Returns what the final files hold, by name. Raises if one cannot be read."""
+    """Returns the content of the final files by name. Raises if one cannot be read."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if any(part.startswith(".") or part.endswith(".parts") for part in path.relative_to(folder).parts):

@@ -334,13 +334,14 @@ def test_gene_sets_from_their_publisher(served, tmp_path, monkeypatch):
     """In the three forms in which GeneAgent publishes them."""
     site, address = served
     (site / "GO_terms.csv").write_text("GO,Genes,Gene_Count,Term_Description\nGO:1,A B,2,dna repair\n")
-    (site / "NeST.tsv").write_text('NEST ID\tname_new\tGenes\nNEST:256\tMAPK signaling\t"A,B"\n')
-    (site / "MsigDB.csv").write_text('"ID","Name","Count","Genes"\n"MsigDB:69","Peroxisome","2","A B"\n')
+    (site / "NeST.tsv").write_text('NEST ID\tname_new\tGenes\nNEST:256\tMAPK signaling\t"A,B"\n\n')
+    (site / "MsigDB.csv").write_text('"ID","Name","Count","Genes"\n"MsigDB:69","Peroxisome","2","A B"\n\n\n')
     files = {"go": "GO_terms.csv", "nest": "NeST.tsv", "msigdb": "MsigDB.csv"}
     monkeypatch.setattr(evaluation_sets, "PUBLISHED", {name: f"{address}/{file}" for name, file in files.items()})
-    names = [load_evaluation_sets(name).to_dict("records") for name in files]
-    assert [row["name"] for (row,) in names] == ["dna repair", "MAPK signaling", "Peroxisome"]
-    assert all(row["genes"] == ["A", "B"] for (row,) in names)
+    rows = [row for name in files for row in load_evaluation_sets(name).to_dict("records")]
+    names = {"GO:1": "dna repair", "NEST:256": "MAPK signaling", "MsigDB:69": "Peroxisome"}
+    assert {row["id"]: row["name"] for row in rows} == names
+    assert all(row["genes"] == ["A", "B"] for row in rows)
     assert load_evaluation_sets("nest")["source"].tolist() == ["nest"]
     (tmp_path / "train.csv").write_text("id,name,genes\n1,mapk-signaling,C D\n")
     monkeypatch.setattr("bft_trl.data.documents.PUBLISHED", evaluation_sets.PUBLISHED)

@@ -1,4 +1,4 @@
-"""What cannot be honoured, and data that cannot be trained on: one clear error before training starts."""
+"""Options that cannot be used, and data that cannot be trained on: one clear error before training starts."""
 
 import pytest
 from conftest import build_config, build_model, build_tokenizer, sample_rows
@@ -38,33 +38,17 @@ def test_plain_sft_config(tmp_path):
         BFTTrainer(build_model(), args=args, train_dataset=Dataset.from_list(sample_rows(2)))
 
 
-def test_nothing_trainable(tmp_path):
-    model = build_model()
-    model.requires_grad_(False)
-    with pytest.raises(ValueError, match="no trainable parameter.*peft_config"):
-        trainer(tmp_path, model=model).train()
-
-
 def test_missing_column(tmp_path):
     with pytest.raises(ValueError, match=r"columns \['answer', 'question'\].*'prompt' and 'completion'"):
         trainer(tmp_path, [{"question": "a", "answer": "b"}])
 
 
-def test_empty_dataset(tmp_path):
+def test_empty_datasets(tmp_path):
+    empty = Dataset.from_dict({"text": []})
     with pytest.raises(ValueError, match="The train dataset is empty"):
-        BFTTrainer(
-            build_model(),
-            args=build_config(tmp_path),
-            train_dataset=Dataset.from_dict({"text": []}),
-            processing_class=build_tokenizer(),
-        )
-
-
-def test_empty_evaluation_dataset(tmp_path):
+        BFTTrainer(build_model(), build_config(tmp_path), None, empty, processing_class=build_tokenizer())
     with pytest.raises(ValueError, match="The eval dataset is empty"):
-        trainer(
-            tmp_path, eval_dataset={"eval": Dataset.from_dict({"text": []})}, config={"metric_for_best_model": "loss"}
-        )
+        trainer(tmp_path, eval_dataset={"eval": empty}, config={"metric_for_best_model": "loss"})
 
 
 @pytest.mark.parametrize("form", ["stream", "prepared"])

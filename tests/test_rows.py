@@ -1,10 +1,10 @@
-"""Row numbers survive TRL's preparation and packing; weights and groups act by them."""
+"""Row numbers through TRL's preparation and packing, and the weights and metrics that use them."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import build_config, build_model, build_tokenizer, sample_rows
+from conftest import broken_model, build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -14,11 +14,12 @@ from bft_trl.training.callbacks import GradientCheck
 from bft_trl.training.rows import COLUMNS, MAX_VALUES, ROW, VALUE, RowColumns
 
 
-def trainer(folder, rows, *, eval_rows=None, **config):
+def trainer(folder, rows, *, eval_rows=None, model=None, data_collator=None, **config):
     return BFTTrainer(
-        build_model(),
+        model or build_model(),
         build_config(folder, **{"max_steps": 2, "per_device_train_batch_size": 4} | config),
-        train_dataset=Dataset.from_list(rows),
+        data_collator,
+        Dataset.from_list(rows) if isinstance(rows, list) else rows,
         eval_dataset=Dataset.from_list(eval_rows) if eval_rows else None,
         processing_class=build_tokenizer(),
     )
@@ -73,15 +74,10 @@ def test_the_default_adds_no_column(tmp_path):
 
 
 def test_rows_of_another_trainer_are_numbered_anew(tmp_path):
-    """Data that a trainer prepared hold its own column values; another trainer must not take them for its own."""
+    """Prepared data contain the column values of one trainer; another trainer must not use them."""
     rows = [row | {"a": "xy"[i % 2], "b": "vw"[i // 2]} for i, row in enumerate(sample_rows(4))]
     prepared = trainer(tmp_path, rows, metrics_by_column="a", log_samples=True).train_dataset.select([2, 0, 3])
-    second = BFTTrainer(
-        build_model(),
-        build_config(tmp_path, metrics_by_column="b", log_samples=True),
-        train_dataset=prepared,
-        processing_class=build_tokenizer(),
-    )
+    second = trainer(tmp_path, prepared, metrics_by_column="b", log_samples=True)
     assert second.train_dataset[ROW][:] == [0, 1, 2]
     assert [second._values[value] for value in second.train_dataset[VALUE]] == ["w", "v", "w"]
     third = trainer(tmp_path, rows)
@@ -203,9 +199,9 @@ def test_baselines_know_no_weights_but_zero(loss_type, tmp_path):
     ("form", "words"),
     [
         ("stream", "it needs a `Dataset`, not an `IterableDataset`"),
-        ("collator", "a `data_collator` of your own"),
+        ("collator", "a custom `data_collator`"),
         ("transform", "a dataset with `with_transform` shows only the columns of its transform"),
-        ("packed", "the rows of a packed dataset hold several documents"),
+        ("packed", "the rows of a packed dataset contain several documents"),
     ],
 )
 def test_data_that_carry_no_numbers_are_refused(form, words, option, value, tmp_path):
@@ -216,30 +212,17 @@ def test_data_that_carry_no_numbers_are_refused(form, words, option, value, tmp_
         data = data.with_transform(lambda rows: {"input_ids": [[5, 6]] * len(rows["prompt"])})
     if form == "packed":
         data = trainer(tmp_path, data.to_list(), packing=True, max_length=64).train_dataset
-    with pytest.raises(ValueError, match=f"`{option}={value!r}` cannot be honored: {words}"):
-        BFTTrainer(
-            build_model(),
-            build_config(tmp_path, max_steps=1, **{option: value}),
-            data_collator=(lambda rows: rows) if form == "collator" else None,
-            train_dataset=data,
-            processing_class=build_tokenizer(),
-        )
+    with pytest.raises(ValueError, match=f"`{option}={value!r}` cannot be used: {words}"):
+        trainer(tmp_path, data, data_collator=(lambda rows: rows) if form == "collator" else None, **{option: value})
 
 
 @pytest.mark.parametrize(("log_samples", "named"), [(False, "log_samples=True"), (True, r"rows \[1\]")])
 def test_a_loss_that_is_not_finite_ends_the_run(log_samples, named, tmp_path):
-    """Row 1 alone holds the letter z, whose embedding is broken: the run ends before the step."""
+    """Row 1 alone has the letter z, whose embedding is broken: the run ends before the step."""
     rows = [{"prompt": "a", "completion": text} for text in ("aaaa", "azaz", "aa", "bbb", "abab")]
-    model = build_model(tie_word_embeddings=False)
-    with torch.no_grad():
-        model.model.embed_tokens.weight[build_tokenizer()("z")["input_ids"][0]] = float("nan")
+    model = broken_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    run = BFTTrainer(
-        model,
-        build_config(tmp_path, max_steps=3, per_device_train_batch_size=5, log_samples=log_samples),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=build_tokenizer(),
-    )
+    run = trainer(tmp_path, rows, model=model, per_device_train_batch_size=5, log_samples=log_samples)
     with pytest.raises(FloatingPointError, match=f"not finite in step 1, for 1 samples .*{named}.*The step was not"):
         run.train()
     for name, tensor in run.model.state_dict().items():
@@ -267,15 +250,7 @@ def test_float16_skips_a_step_with_a_warning(caplog):
 
 
 def test_evaluation_warns_of_a_loss_that_is_not_finite(tmp_path, caplog):
-    model = build_model(tie_word_embeddings=False)
-    with torch.no_grad():
-        model.model.embed_tokens.weight[build_tokenizer()("z")["input_ids"][0]] = float("nan")
-    run = BFTTrainer(
-        model,
-        build_config(tmp_path),
-        train_dataset=Dataset.from_list(sample_rows(2)),
-        eval_dataset=Dataset.from_list([{"prompt": "a", "completion": "azaz"}]),
-        processing_class=build_tokenizer(),
-    )
-    run.evaluate()
+    trainer(
+        tmp_path, sample_rows(2), eval_rows=[{"prompt": "a", "completion": "azaz"}], model=broken_model()
+    ).evaluate()
     assert "The loss is not finite in the evaluation" in caplog.text

@@ -1,9 +1,6 @@
 """The sample log: numbers of each sample, in files that survive a kill."""
 
-import os
-import signal
-import subprocess
-import sys
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import reference
 import torch
-from conftest import build_config, build_model, build_tokenizer, sample_rows
+from conftest import answer_probs, build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 from huggingface_hub import HfApi
 from huggingface_hub.utils import filter_repo_objects
@@ -25,15 +22,15 @@ ROWS = sample_rows(6, seed=2)
 COLUMNS = ["epoch", "step", "row"]
 
 
-def trainer(folder, evaluation=None, **config):
-    return BFTTrainer(
+def trainer(folder, evaluation=None, *, rows=ROWS, kind=BFTTrainer, **config):
+    return kind(
         build_model(),
         build_config(
             folder,
             **{"num_train_epochs": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "log_samples": True}
             | config,
         ),
-        train_dataset=Dataset.from_list(ROWS),
+        train_dataset=Dataset.from_list(rows),
         eval_dataset=evaluation,
         processing_class=build_tokenizer(),
     )
@@ -57,16 +54,11 @@ def test_log_equals_the_reference(version, tmp_path):
     table = logged(tmp_path)
     assert sorted(zip(table["epoch"], table["row"], strict=True)) == [(e, row) for e in (0, 1) for row in range(6)]
     assert list(table["step"].value_counts().sort_index()) == [2] * 6
-    tokenizer, model = build_tokenizer(), build_model()
     for record in table.itertuples():
-        row = ROWS[record.row]
-        prompt = tokenizer(row["prompt"])["input_ids"]
-        answer = [*tokenizer(row["completion"])["input_ids"], tokenizer.eos_token_id]
-        logits = model(torch.tensor([prompt + answer])).logits[0].double()
-        probs = logits.log_softmax(-1)[range(len(prompt) - 1, len(prompt + answer) - 1), answer].exp().tolist()
+        probs = answer_probs(ROWS[record.row])
         _, weight, confidence, _ = reference.weights(probs, version=version, group_size=8)
-        assert record.tokens == len(answer)
-        assert record.nll == pytest.approx(-sum(map(float, torch.tensor(probs).log())) / len(answer), rel=1e-4)
+        assert record.tokens == len(probs)
+        assert record.nll == pytest.approx(-sum(map(math.log, probs)) / len(probs), rel=1e-4)
         assert record.group_confidence == pytest.approx(confidence, rel=1e-4)
         assert record.sample_weight == pytest.approx(weight, rel=1e-4)
         window = probs[record.window_first : record.window_end]
@@ -85,13 +77,8 @@ def test_packed_documents_are_samples(tmp_path):
 
 
 def test_weights_of_the_column_are_in_the_log(tmp_path):
-    run = BFTTrainer(
-        build_model(),
-        build_config(tmp_path, max_steps=1, per_device_train_batch_size=2, log_samples=True, weight_column="weight"),
-        train_dataset=Dataset.from_list([ROWS[0] | {"weight": 1.0}, ROWS[0] | {"weight": 3.0}]),
-        processing_class=build_tokenizer(),
-    )
-    run.train()
+    rows = [ROWS[0] | {"weight": 1.0}, ROWS[0] | {"weight": 3.0}]
+    trainer(tmp_path, rows=rows, max_steps=1, weight_column="weight").train()
     first, second = logged(tmp_path)["sample_weight"]
     assert second == pytest.approx(3 * first, rel=1e-6)
 
@@ -101,24 +88,15 @@ def test_no_log_by_default(tmp_path):
     assert not (tmp_path / FOLDER).exists()
 
 
-def test_a_killed_run_logs_each_sample_once(tmp_path):
-    """Killed in step 6 of 6, with a checkpoint of step 4: the log is that of a run that was not killed."""
+def test_a_resumed_run_logs_each_sample_once(tmp_path):
+    """From checkpoint 2 of 6 steps: the later samples are seen again, and logged once."""
     saves = {"save_strategy": "steps", "save_steps": 2}
-    trainer(tmp_path / "whole", **saves).train()
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    killed = subprocess.run(
-        [sys.executable, __file__, str(tmp_path / "killed")], env=environment, capture_output=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    before = logged(tmp_path / "killed")
-    assert before["step"].max() == 4
-    trainer(tmp_path / "killed", **saves).train(resume_from_checkpoint=True)
-    pd.testing.assert_frame_equal(logged(tmp_path / "whole"), logged(tmp_path / "killed"))
-    # A checkpoint further back: what lies behind it is seen again, and logged once.
-    trainer(tmp_path / "killed", **saves).train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-2"))
-    pd.testing.assert_frame_equal(logged(tmp_path / "whole"), logged(tmp_path / "killed"))
-    trainer(tmp_path / "killed", max_steps=1).train()
-    assert len(logged(tmp_path / "killed")) == 2  # a new run has no rows of the old one
+    trainer(tmp_path, **saves).train()
+    whole = logged(tmp_path)
+    trainer(tmp_path, **saves).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    pd.testing.assert_frame_equal(logged(tmp_path), whole)
+    trainer(tmp_path, max_steps=1).train()
+    assert len(logged(tmp_path)) == 2  # a new run has no rows of the old one
 
 
 def test_the_hub_gets_neither_the_log_nor_any_text(tmp_path, monkeypatch):
@@ -170,15 +148,8 @@ def test_a_log_within_a_step_loses_no_sample(tmp_path):
             self.log({"loss": 1.0})
             return result
 
-    run = Logging(
-        build_model(),
-        build_config(
-            tmp_path, log_samples=True, max_steps=2, per_device_train_batch_size=1, gradient_accumulation_steps=3
-        ),
-        train_dataset=Dataset.from_list(ROWS),
-        processing_class=build_tokenizer(),
-    )
-    run.train()
+    cut = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
+    trainer(tmp_path, kind=Logging, max_steps=2, **cut).train()
     assert len(logged(tmp_path)) == 6
 
 
@@ -205,20 +176,3 @@ def test_damaged_parts_are_named(tmp_path):
     pd.DataFrame({"a": [1]}).to_parquet(file)
     with pytest.raises(ValueError, match="not a part of a sample log"):
         read_part(file)
-
-
-def main() -> None:
-    """Trains in argv[1] and is killed in its last step."""
-
-    class Killer(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    run = trainer(sys.argv[1], save_strategy="steps", save_steps=2)
-    run.add_callback(Killer())
-    run.train()
-
-
-if __name__ == "__main__":
-    main()

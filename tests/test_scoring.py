@@ -14,7 +14,7 @@ from nltk.stem.porter import PorterStemmer
 from bft_trl.cli.main import main
 from bft_trl.evaluation.baselines import CONSTANT, choice_baselines, enrichment_baseline, name_baselines
 from bft_trl.evaluation.multiple_choice import choice_scores
-from bft_trl.evaluation.names import Scorer, recorded_name, score_names
+from bft_trl.evaluation.names import Scorer, copies_genes, proposed_name, recorded_name, score_names
 from bft_trl.evaluation.rouge import cleaned_answer, cleaned_reference, rouge_scores
 from bft_trl.evaluation.scores import read_scores
 from bft_trl.evaluation.similarity import background_percentile, cosine_similarity
@@ -131,6 +131,31 @@ def test_dots_and_refusals_are_no_answers():
 
 
 @pytest.mark.parametrize(
+    ("name", "genes", "copied"),
+    [
+        ("LDLRAP1, SCP2D1, ANXA2, SCP2", ["LDLRAP1", "SCP2D1", "ANXA2", "SCP2"], True),
+        ("anxa2 scp2 ldlrap1", ["LDLRAP1", "SCP2D1", "ANXA2", "SCP2"], True),  # in lower case, another order, fewer
+        ("HLA-DRA-HLA-DRB1-CD74", ["HLA-DRA", "HLA-DRB1", "CD74"], True),
+        ("HLA DRA and HLADRB1", ["HLA-DRA", "HLA-DRB1", "CD74"], True),  # 2 genes, 1 other word
+        ("Genes: TP53/MDM2; ATM", ["TP53", "MDM2", "ATM"], True),
+        ("TP53", ["TP53", "MDM2"], True),
+        ("SCP2D1", ["SCP2"], False),  # a longer symbol is another gene
+        ("MAPK signaling", ["MAPK1", "MAPK3"], False),
+        ("Notch signaling pathway", ["NOTCH1", "DLL1"], False),
+        ("p53-mediated apoptosis", ["TP53", "BAX"], False),
+        ("KIT signaling", ["KIT", "KITLG"], False),  # 1 gene, 1 other word
+        ("WNT5A-Induced Non-Canonical Wnt Signaling", ["WNT5A", "FZD5"], False),
+        ("Cholesterol transport (LDLRAP1, SCP2D1, SCP2)", ["LDLRAP1", "SCP2D1", "SCP2"], False),
+        ("", ["TP53"], False),
+        ("DNA repair", [], False),
+    ],
+)
+def test_copies_of_the_genes(name, genes, copied):
+    assert copies_genes(name, genes) == copied
+    assert proposed_name(name, genes) == (None if copied else name)
+
+
+@pytest.mark.parametrize(
     ("answer", "name"),
     [
         ("DNA repair", "DNA repair"),
@@ -162,20 +187,25 @@ def test_a_huge_answer_is_scored():
 
 def test_name_baselines():
     names = ["x", "y", "x", "z"]
-    baselines = name_baselines(names, rng=np.random.default_rng(0))
-    constant, frequent, others = baselines.values()
+    genes = [["A"], ["B", "C"], ["D"], []]
+    full = {"A": "DNA repair protein 1", "B": "Zinc finger DNA repair helicase", "C": "helicase like and DNA ligase"}
+    baselines = name_baselines(names, genes, rng=np.random.default_rng(0), gene_names=full)
+    constant, frequent, others, copies, words = baselines.values()
     assert constant == [CONSTANT] * 4
     assert frequent == ["x"] * 4
     assert sorted(others) == sorted(names)
-    again = name_baselines(names, rng=np.random.default_rng(0))
-    assert again == baselines
+    assert copies == ["A", "B, C", "D", ""]
+    # dna and helicase are in both names of B and C; zinc is the first of the other words
+    assert words == ["dna repair", "dna helicase zinc", "", ""]
+    again = name_baselines(names, genes, rng=np.random.default_rng(0))
+    assert again == {name: baselines[name] for name in list(baselines)[:4]}
     # no set gets its own name, whatever the seed
     many = [str(i) for i in range(7)]
     for seed in range(50):
-        others = name_baselines(many, rng=np.random.default_rng(seed))["another set's name"]
+        others = name_baselines(many, [["A"]] * 7, rng=np.random.default_rng(seed))["another set's name"]
         assert all(a != b for a, b in zip(many, others, strict=True))
     with pytest.raises(ValueError, match="`names` has 1 entry"):
-        name_baselines(["x"], rng=np.random.default_rng(0))
+        name_baselines(["x"], [["A"]], rng=np.random.default_rng(0))
 
 
 def test_choice_baselines():
@@ -313,16 +343,18 @@ def test_score_by_hand(files, tmp_path):
     assert summary.loc[("poor", "answer_rate"), "mean"] == pytest.approx(2 / 3)
     scores, settings = read_scores(tmp_path / "out")
     assert scores.columns.tolist() == ["task", "metric", "unit", "model", "seed", "score"]
-    assert len(scores) == 5 * 4 * 3  # models and baselines, metrics, sets
+    # models, metrics and sets; baselines have no answer rate
+    assert len(scores) == 2 * 4 * 3 + 4 * 3 * 3
     assert [name for name, model in settings["models"].items() if model["kind"] == "baseline"] == [
         'baseline: constant "regulation of cell process"',
         "baseline: most frequent name",
         "baseline: another set's name",
+        "baseline: the genes",
     ]
     task = settings["tasks"]["gene_sets"]
-    assert (task["scorer_version"], task["encoder_fingerprint"], task["background_fingerprint"]) == ("2", None, None)
+    assert (task["scorer_version"], task["encoder_fingerprint"], task["background_fingerprint"]) == ("3", None, None)
     answers = pd.read_parquet(tmp_path / "out" / "answers.parquet").set_index(["model", "unit"])
-    assert answers.loc[("poor", "1"), ["name", "answer"]].tolist() == ["DNA repair", "DNA damage"]
+    assert answers.loc[("poor", "1"), ["reference", "answer"]].tolist() == ["DNA repair", "DNA damage"]
 
 
 def test_score_with_a_library(files, tmp_path):
@@ -360,7 +392,7 @@ def test_missing_predictions(files, tmp_path, capsys):
     ("predictions", "references", "words"),
     [
         ("id,predicted_name\n1,a\n9,b\n", None, "not among the references: id '9'"),
-        ("id,predicted_name\n1,a\n1,b\n2,c\n3,d\n", None, "repeated id '1'"),
+        ("id,predicted_name\n1,a\n1,b\n2,c\n3,d\n", None, "two answers for id '1'"),
         ("id,name\n1,a\n", None, r"p.csv: has no column ['predicted_name']"),
         (
             "id,predicted_name,model\n1,a,\n2,b,m\n3,c,m\n",
@@ -369,9 +401,10 @@ def test_missing_predictions(files, tmp_path, capsys):
         ),
         ("id,predicted_name,model\n1,a,oracle: x\n2,b,m\n3,c,m\n", None, "enrichment:) 'oracle: x'"),
         ("id,predicted_name\n1,a\n,b\n3,c\n", None, "p.csv: no id in row (counted from 0) 1"),
-        (None, "id,name\n1,x\n1,y\n", "r.csv: repeated id '1'"),
-        (None, "id,name\n1,\n2,y\n", "r.csv: no name for id '1'"),
-        (None, "id,title\n1,x\n", r"r.csv: has no column ['name']"),
+        (None, "id,name,genes\n1,x,A\n1,y,B\n", "r.csv: repeated id '1'"),
+        (None, "id,name,genes\n1,,A\n2,y,B\n", "r.csv: no name for id '1'"),
+        (None, "id,title,genes\n1,x,A\n", r"r.csv: has no column ['name']"),
+        (None, "id,name\n1,x\n", r"r.csv: has no column ['genes']"),
     ],
 )
 def test_bad_score_input_is_one_line_and_nothing_is_written(predictions, references, words, files, tmp_path, capsys):
@@ -391,6 +424,8 @@ def test_bad_score_options(files, tmp_path, capsys):
         ("--output_dir", str(tmp_path / "out" / "deeper")): "is a file",
         ("--seed", "-1"): "`seed=-1` must be 0 or more",
         ("--background", "names.txt"): "needs `encoder`",
+        ("--task", "bft_medmcqa"): "Set either `references`",
+        ("--source", "go"): "has no column source; its columns are ['id', 'predicted_name', 'model']",
     }.items():
         assert score(files, tmp_path / "o", *flags) == 2
         assert words in capsys.readouterr().err

@@ -85,15 +85,6 @@ def test_no_file_of_a_training_run_holds_the_token(tmp_path, monkeypatch, caplog
     assert holding(tmp_path) == [tmp_path / "planted.bin"]
 
 
-def test_plain_trl_would_have_kept_it(tmp_path):
-    """What the test above guards against: without it, should transformers stop to, `__getstate__` can go."""
-    import torch
-    from trl import SFTConfig
-
-    torch.save(SFTConfig(str(tmp_path), use_cpu=True, bf16=False, hub_token=TOKEN), tmp_path / "training_args.bin")
-    assert holding(tmp_path) == [tmp_path / "training_args.bin"]
-
-
 def test_a_token_among_the_models_arguments_is_refused(tmp_path):
     for name in ("token", "use_auth_token"):
         with pytest.raises(ValueError, match=f"`model_init_kwargs` holds '{name}'") as caught:

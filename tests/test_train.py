@@ -46,13 +46,17 @@ def data(tmp_path):
     return file
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """A run on the CPU takes all threads, in this process too."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def run(*arguments):
     """Returns the exit code of `bft-trl train` in this process: importing torch and trl takes seconds."""
-    threads = torch.get_num_threads()
-    try:
-        return main(["train", *map(str, arguments)])
-    finally:
-        torch.set_num_threads(threads)
+    return main(["train", *map(str, arguments)])
 
 
 def test_qlora_on_a_file_writes_what_the_readme_names(model_folder, data, tmp_path, caplog):
@@ -162,7 +166,7 @@ def test_another_objective_is_not_overwritten(model_folder, data, tmp_path, caps
     assert run(*arguments) == 0
     weights = (out / "adapter_model.safetensors").read_bytes()
     assert run(*arguments, "--loss_type", "nll") == 2
-    assert "holds an adapter of another objective (loss_type='bft')" in capsys.readouterr().err
+    assert "has an adapter of another objective (loss_type was 'bft', is 'nll')" in capsys.readouterr().err
     assert (out / "adapter_model.safetensors").read_bytes() == weights
     assert run(*arguments, "--loss_type", "nll", "--overwrite_output_dir") == 0
     assert json.loads((out / "objective.json").read_text())["loss_type"] == "nll"
@@ -246,25 +250,21 @@ def test_help_has_the_defaults_for_own_data(capsys):
 
 def example(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-    threads = torch.get_num_threads()
-    try:
-        train.main()
-    finally:
-        torch.set_num_threads(threads)
+    train.main()
 
 
 def example_settings(monkeypatch, *arguments):
-    """Returns the BFTConfig that the script hands to its trainer."""
-    found = []
+    """Returns the arguments that the script hands to its trainer."""
+    found = {}
 
-    def stop(*_, args, **__):
-        found.append(args)
+    def stop(*_, **settings):
+        found.update(settings)
         raise RuntimeError
 
     monkeypatch.setattr(train, "BFTTrainer", stop)
     with pytest.raises(RuntimeError):
-        example(monkeypatch, "--model_name_or_path", "some/model", *arguments)
-    return found[0]
+        example(monkeypatch, *arguments)
+    return found
 
 
 def test_example_trains_and_resumes(model_folder, tmp_path, monkeypatch, capsys):
@@ -287,19 +287,12 @@ def test_example_trains_and_resumes(model_folder, tmp_path, monkeypatch, capsys)
 
 
 def test_example_accepts_hyphens(monkeypatch, tmp_path):
-    assert example_settings(monkeypatch, "--loss-type", "nll").output_dir == "outputs/nll-model"
+    model = ["--model-name-or-path", "some/model"]
+    assert example_settings(monkeypatch, *model, "--loss-type", "nll")["args"].output_dir == "outputs/nll-model"
     (tmp_path / "own").mkdir()
     pd.DataFrame(sample_rows(4)).to_csv(tmp_path / "own" / "train.csv", index=False)
-    assert example_settings(monkeypatch, "--dataset-name", tmp_path / "own").output_dir == "outputs/bft-own-model"
-
-
-def test_example_help_has_the_defaults_for_own_data(monkeypatch, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        example(monkeypatch, "--help")
-    text = " ".join(capsys.readouterr().out.split())
-    assert "acts on longer samples only. (default: 256)" in text
-    assert "learning rate for AdamW. (default: 0.0002)" in text
-    assert "(e.g. a streaming dataset). (default: -1)" in text
+    settings = example_settings(monkeypatch, *model, "--dataset-name", tmp_path / "own")
+    assert settings["args"].output_dir == "outputs/bft-own-model"
 
 
 def test_example_error_is_one_line(tmp_path):
@@ -315,19 +308,11 @@ def test_example_trains_as_the_command_does(monkeypatch):
     """Its demo has the settings of `bft-trl train`."""
     monkeypatch.setattr(train, "demo_model", lambda: demo_model(Path("unused")))
     monkeypatch.setattr("bft_trl.models.wheel_file", lambda: None)
-    found = []
-
-    def stop(*_, args, peft_config, **__):
-        found.extend([args, peft_config])
-        raise RuntimeError
-
-    monkeypatch.setattr(train, "BFTTrainer", stop)
-    with pytest.raises(RuntimeError):
-        example(monkeypatch)
+    found = example_settings(monkeypatch)
     _, _, args, model_args = parse([])
-    args.model_init_kwargs = found[0].model_init_kwargs
-    assert found[0].to_dict() == args.to_dict()
-    assert found[1].lora_dropout == model_args.lora_dropout
+    args.model_init_kwargs = found["args"].model_init_kwargs
+    assert found["args"].to_dict() == args.to_dict()
+    assert found["peft_config"].lora_dropout == model_args.lora_dropout
 
 
 def test_accelerate_reads_its_configs():

@@ -71,7 +71,7 @@ def _command(name: str, args: argparse.Namespace) -> str:
     lines = [f"bft-trl data {name}"]
     for option, value in vars(args).items():
         values = value if isinstance(value, list) else [value]
-        if not values or value is None or value is False or option in ("run", "passed_on"):
+        if not values or value is None or value is False or option == "run":
             continue
         words = [word.name if isinstance(word, Path) else str(word) for word in values if word is not True]
         lines.append(shlex.join([f"--{option}", *words]))
@@ -97,13 +97,14 @@ def _gene_sets(args: argparse.Namespace) -> int:
 
 def _source(args: argparse.Namespace) -> Any:
     """Reads the source of gene sets that the options name."""
-    from bft_trl.data import gene_sets
+    from bft_trl.data.gene_ontology import read_bioconductor, read_obo_gaf
+    from bft_trl.data.gene_sets import read_table_source
 
     readers: dict[tuple[str, ...], Any] = {
-        ("org_db", "go_db"): gene_sets.bioconductor_source,
-        ("obo", "gaf"): gene_sets.obo_gaf_source,
-        ("gmt",): gene_sets.table_source,
-        ("table",): gene_sets.table_source,
+        ("org_db", "go_db"): read_bioconductor,
+        ("obo", "gaf"): read_obo_gaf,
+        ("gmt",): read_table_source,
+        ("table",): read_table_source,
     }
     given = tuple(name for names in readers for name in names if getattr(args, name) is not None)
     flags = " ".join(f"--{name}" for name in given)

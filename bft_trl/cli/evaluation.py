@@ -48,9 +48,13 @@ def _add_eval(commands: Any) -> None:
 
 
 def _add_score(commands: Any) -> None:
-    parser = commands.add_parser("score", help="score process names that others proposed", allow_abbrev=False)
-    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="id, predicted_name[, model]")
-    parser.add_argument("--references", type=Path, required=True, metavar="FILE", help="id, name[, genes]")
+    parser = commands.add_parser("score", help="score answers that others recorded", allow_abbrev=False)
+    columns = "id, predicted_name (questions: label or text)[, model][, source]"
+    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help=columns)
+    parser.add_argument("--references", type=Path, metavar="FILE", help="gene sets of your own: id, name, genes")
+    parser.add_argument("--task", help="or one of our tasks, such as bft_medmcqa or bft_gene_sets_go")
+    parser.add_argument("--data_dir", type=Path, help="folder with the data of --task (default: Hub or publisher)")
+    parser.add_argument("--source", help="score only predictions with this value in the column source")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for scores.parquet, summary.csv, ...")
     parser.add_argument("--encoder", metavar="ID", help="sentence encoder (Hub id or folder): adds similarity")
     parser.add_argument("--background", type=Path, metavar="FILE", help="background names: adds percentile")
@@ -60,7 +64,7 @@ def _add_score(commands: Any) -> None:
         choices=["error", "empty", "skip"],
         help="if a model has no row for an id: stop, score an empty answer, or score the others alone",
     )
-    parser.add_argument("--baselines", action="store_true", help="add answers that ignore the genes")
+    parser.add_argument("--baselines", action="store_true", help="add the baselines of the task")
     parser.add_argument("--gmt", type=Path, metavar="FILE", help="add the top term of an over-representation test")
     parser.add_argument("--seed", type=int, default=0, help="of the baselines (default: 0)")
     parser.set_defaults(run=_score)
@@ -76,6 +80,15 @@ def _add_compare(commands: Any) -> None:
         "for seeds of one method",
     )
     parser.add_argument("--baseline", required=True, metavar="RUN", help="name or folder of the baseline run")
+    parser.add_argument(
+        "--with",
+        dest="systems",
+        nargs="+",
+        default=[],
+        metavar="SYSTEM",
+        help="recorded systems, such as geneagent or gpt-4o, on the same documents",
+    )
+    parser.add_argument("--common_documents", action="store_true", help="compare the documents that all runs have")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for index.html, comparison.json, ...")
     parser.add_argument("--seed", type=int, default=0, help="of bootstrap and permutations (default: 0)")
     parser.add_argument("--resamples", type=int, default=9999, help="bootstrap and permutations (default: 9999)")
@@ -140,10 +153,19 @@ def _log_forgetting(folder: Path) -> None:
 def _score(args: argparse.Namespace) -> int:
     from bft_trl.evaluation.recorded import score_recorded
 
-    names = ("background", "encoder", "missing", "baselines", "gmt", "seed")
-    summary = score_recorded(
-        args.predictions, args.references, args.output_dir, **{name: getattr(args, name) for name in names}
+    names = (
+        "references",
+        "task",
+        "data_dir",
+        "source",
+        "background",
+        "encoder",
+        "missing",
+        "baselines",
+        "gmt",
+        "seed",
     )
+    summary = score_recorded(args.predictions, args.output_dir, **{name: getattr(args, name) for name in names})
     for model, rows in summary.groupby("model", sort=False):
         means = ", ".join(f"{metric} {mean:.3f}" for metric, mean in zip(rows["metric"], rows["mean"], strict=True))
         logger.info("%s: n %d, %s", model, rows["n"].iloc[0], means)
@@ -154,7 +176,8 @@ def _score(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from bft_trl.comparison.compare import compare
 
-    result = compare(args.runs, args.baseline, args.output_dir, seed=args.seed, n_resamples=args.resamples)
+    options = {name: getattr(args, name) for name in ("systems", "common_documents", "seed")}
+    result = compare(args.runs, args.baseline, args.output_dir, n_resamples=args.resamples, **options)
     for row in result["rows"]:
         logger.info(
             "%s, %s, %s: %.3f, baseline %.3f, difference %+.3f (%+.3f to %+.3f), p %.2g, Holm %.2g",

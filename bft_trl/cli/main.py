@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"bft-trl: error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("\nbft-trl: stopped. The same command goes on from what was saved.\n")
+        sys.stderr.write("\nbft-trl: stopped. The same command continues from what was saved.\n")
         return 130
 
 

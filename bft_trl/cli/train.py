@@ -124,7 +124,7 @@ def _read_config(file: str) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"`config={file!r}` cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"`config={file!r}` must hold `option: value` lines.")
+        raise ValueError(f"`config={file!r}` must contain lines `option: value`.")
     return config
 
 

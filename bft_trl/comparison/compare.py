@@ -11,23 +11,34 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from bft_trl.comparison.answers import document_tables
 from bft_trl.comparison.published import PUBLISHED, PUBLISHED_KIND
 from bft_trl.comparison.runs import Run, align_runs, combine_seeds, differences, load_runs
 from bft_trl.comparison.statistics import MCNEMAR, holm, paired_interval, paired_test, smallest_difference
+from bft_trl.comparison.systems import RECORDED_KIND, is_system, recorded_runs
 from bft_trl.io import check_folder, write_files
 
 logger = logging.getLogger(__name__)
 
 
 def compare(
-    runs: Sequence[str], baseline: str, output_dir: Path, *, seed: int = 0, n_resamples: int = 9999
+    runs: Sequence[str],
+    baseline: str,
+    output_dir: Path,
+    *,
+    systems: Sequence[str] = (),
+    common_documents: bool = False,
+    seed: int = 0,
+    n_resamples: int = 9999,
 ) -> dict[str, Any]:
-    """Writes `comparison.json`, `.csv`, `.md`, `index.html`, `forest.png` and `.svg` into `output_dir`.
+    """Writes `comparison.json`, `.csv`, `index.html`, `forest.png` and `.svg` into `output_dir`.
 
     Args:
         runs: "PATH", "NAME=PATH" or, for runs that differ in the seed, "NAME=PATH,PATH,PATH"; see [`load_runs`].
-        baseline: the name or the path of one of `runs`, or another run in the same form.
+        baseline: the name or the path of one of `runs`, another run in the same form, or a recorded system.
         output_dir: folder.
+        systems: recorded systems to compare with on the same documents, see [`recorded_runs`].
+        common_documents: compare the documents of a task that all runs have; False raises ValueError if they differ.
         seed: of the bootstrap and the permutations.
         n_resamples: number of bootstrap samples and of permutations.
 
@@ -40,7 +51,9 @@ def compare(
     if n_resamples < 99 or seed < 0:
         raise ValueError(f"`n_resamples={n_resamples}` must be 99 or more, `seed={seed}` 0 or more.")
     check_folder(output_dir)
-    base, others, references = _load_all(runs, baseline)
+    base, others, references = _load_all(runs, baseline, systems)
+    if common_documents:
+        base, others, references = _common(base, others, references)
     problems = [problem for run in others for problem in differences(base, run)]
     if problems:
         raise ValueError("These runs cannot be compared:\n  " + "\n  ".join(problems))
@@ -52,9 +65,10 @@ def compare(
         raise ValueError(f"No run shares a task with the baseline '{base.name}', which has {sorted(base.tasks)}.")
     sizes = {row["task"]: row["n"] for row in rows}
     result = {
-        "format": 2,
+        "format": 3,
         "baseline": base.name,
         "runs": [run.name for run in others],
+        "recorded": [run.name for run in (base, *others) if run.kind == RECORDED_KIND],
         "seed": seed,
         "n_resamples": n_resamples,
         "tasks": {task: {"n": n, "settings": dict(base.settings.get(task, {}))} for task, n in sizes.items()},
@@ -62,20 +76,43 @@ def compare(
         "rows": rows,
         "reference_rows": _reference_rows(rows, base, references),
     }
-    _write(result, output_dir)
+    _write(result, document_tables(base, others, list(sizes)), output_dir)
     return result
 
 
-def _load_all(specs: Sequence[str], baseline: str) -> tuple[Run, list[Run], list[Run]]:
+def _load_all(specs: Sequence[str], baseline: str, systems: Sequence[str]) -> tuple[Run, list[Run], list[Run]]:
     """The baseline run, the other runs, and the baselines that are in their folders."""
     loaded = {spec: _load(spec) for spec in dict.fromkeys(specs)}
     models = [run for runs in loaded.values() for run in runs if run.kind == "model"]
+    unknown = baseline not in [run.name for run in models] and not Path(baseline).exists()
+    by_system = unknown and bool(models) and is_system(baseline)
+    if by_system:
+        systems = [baseline, *systems]
+    base = models[0] if by_system else _find(baseline, loaded, models)
+    repeated = sorted(name for name, count in Counter(run.name for run in models).items() if count > 1)
+    if repeated:
+        raise ValueError(f"`runs`: two runs have the name {', '.join(map(repr, repeated))}; write NAME=RUN.")
+    models = [align_runs(base, run) for run in models]
+    references = [align_runs(base, run) for runs in loaded.values() for run in runs if run.kind != "model"]
+    recorded = recorded_runs(systems, models) if systems else []
+    if by_system:
+        base = recorded[0]
+    others = [run for run in (*models, *recorded) if run.name != base.name]
+    if not others:
+        raise ValueError("`runs`: nothing to compare with the baseline; name another run.")
+    return base, others, references
+
+
+def _find(baseline: str, loaded: dict[str, list[Run]], models: list[Run]) -> Run:
+    """The run that `baseline` names; a folder that is not among the runs is added to `models`."""
     found = [run for run in models if run.name == baseline]
     if not found:
         same = [spec for spec in loaded if _parse(spec)[1][0].resolve() == Path(baseline).resolve()]
         if not same and not all(path.exists() for path in _parse(baseline)[1]):
             known = ", ".join(repr(run.name) for run in models)
-            raise ValueError(f"`baseline={baseline!r}` is neither one of the runs ({known}) nor a folder.")
+            raise ValueError(
+                f"`baseline={baseline!r}` is neither one of the runs ({known}), a folder nor a recorded system."
+            )
         if not same:
             loaded[baseline] = _load(baseline)
             models += [run for run in loaded[baseline] if run.kind == "model"]
@@ -85,14 +122,26 @@ def _load_all(specs: Sequence[str], baseline: str) -> tuple[Run, list[Run], list
             raise ValueError(
                 f"`baseline={baseline!r}` has several models: add it to the runs and name one of {names}."
             )
-    repeated = sorted(name for name, count in Counter(run.name for run in models).items() if count > 1)
-    if repeated:
-        raise ValueError(f"`runs`: two runs have the name {', '.join(map(repr, repeated))}; write NAME=RUN.")
-    others = [align_runs(found[0], run) for run in models if run is not found[0]]
-    if not others:
-        raise ValueError("`runs`: nothing to compare with the baseline; name another run.")
-    references = [run for runs in loaded.values() for run in runs if run.kind != "model"]
-    return found[0], others, [align_runs(found[0], run) for run in references]
+    return found[0]
+
+
+def _common(base: Run, others: Sequence[Run], references: Sequence[Run]) -> tuple[Run, list[Run], list[Run]]:
+    """The runs with those documents of each task that all runs with the task have."""
+    units: dict[str, pd.Index] = {}
+    for run in (base, *others):
+        for (task, _), table in run.scores.items():
+            units[task] = table.index if task not in units else units[task].intersection(table.index, sort=False)
+    shared = {task: index for task, index in units.items() if task in base.tasks}
+    for task, index in shared.items():
+        sizes = {
+            run.name: len(table) for run in (base, *others) for (of, _), table in run.scores.items() if of == task
+        }
+        if index.empty:
+            raise ValueError(f"`common_documents`: no document of {task} is in all of {', '.join(sizes)}.")
+        counts = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        logger.info("%s: %d documents are in all runs (%s)", task, len(index), counts)
+    restricted = [run.restricted(shared) for run in (base, *others)]
+    return restricted[0], restricted[1:], [run.restricted(shared) for run in references]
 
 
 def _parse(spec: str) -> tuple[str | None, list[Path]]:
@@ -192,16 +241,15 @@ def _reference_rows(rows: Sequence[Mapping[str, Any]], base: Run, references: Se
     return [*found.values(), *(entry._asdict() | {"kind": PUBLISHED_KIND} for entry in published)]
 
 
-def _write(result: Mapping[str, Any], output_dir: Path) -> None:
+def _write(result: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
     from bft_trl.comparison.forest import forest_plot
-    from bft_trl.comparison.page import html_page, markdown_page
+    from bft_trl.comparison.page import html_page
 
     svg = forest_plot(result, "svg")
     texts = {
         "comparison.json": json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         "comparison.csv": pd.DataFrame(result["rows"]).to_csv(index=False),
-        "comparison.md": markdown_page(result),
-        "index.html": html_page(result, svg.decode("utf-8")),
+        "index.html": html_page(result, svg.decode("utf-8"), documents=documents),
     }
     contents = {name: text.encode("utf-8") for name, text in texts.items()}
     contents |= {"forest.svg": svg, "forest.png": forest_plot(result, "png")}

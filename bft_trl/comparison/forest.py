@@ -1,6 +1,6 @@
 """Forest plot: the difference of each run to the baseline run, per task and metric, with its interval."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bft_trl.comparison.drawing import plain, plot_style, saved
@@ -37,7 +37,7 @@ def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
         figure = Figure(figsize=(_WIDTH * columns, lines * (most * _ROW + 1.0) + 0.4), layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False).flatten()
         for axis, (panel, rows) in zip(axes, panels.items(), strict=False):
-            _draw(axis, panel, rows, references[panel])
+            _draw(axis, panel, rows, references[panel], result.get("recorded", []))
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         n_tests = len(result["rows"])
@@ -52,9 +52,14 @@ def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
 
 
 def _draw(
-    axis: Any, panel: tuple[str, str], rows: list[Mapping[str, Any]], references: list[Mapping[str, Any]]
+    axis: Any,
+    panel: tuple[str, str],
+    rows: list[Mapping[str, Any]],
+    references: list[Mapping[str, Any]],
+    recorded: Sequence[str],
 ) -> None:
-    labels = [plain(row["run"]) + (" (one seed)" if row["n_seeds"] == 1 else "") for row in rows]
+    notes = [" (recorded)" if row["run"] in recorded else " (one seed)" if row["n_seeds"] == 1 else "" for row in rows]
+    labels = [plain(row["run"]) + note for row, note in zip(rows, notes, strict=True)]
     labels += [plain(row["name"]) for row in references]
     for y, row in enumerate(rows):
         found = row["p_holm"] < ALPHA

@@ -1,11 +1,11 @@
-"""The page of a comparison: Markdown, and one self-contained HTML file."""
+"""The page of a comparison, one self-contained HTML file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bft_trl.comparison.published import PUBLISHED_KIND
 from bft_trl.comparison.statistics import ALPHA
-from bft_trl.comparison.templates import environment, inline_svg, number
+from bft_trl.comparison.templates import environment, inline_svg, number, script_of
 
 LOWER_IS_BETTER = ("mse", "mae")
 # Unit of the intervals to the texts of a page.
@@ -14,7 +14,7 @@ _TEXTS = {
         "unit": "documents",
         "interval_of": "on the same documents, with the 95 % bootstrap interval over documents",
         "test_of": "exact McNemar test for scores of 0 and 1, else a paired permutation test",
-        "no_better": "At or below the best baseline that ignores the question",
+        "no_better": "At or below the best baseline",
     },
     "genes": {
         "unit": "pairs",
@@ -33,23 +33,17 @@ _TEXTS = {
 }
 
 
-def markdown_page(result: Mapping[str, Any]) -> str:
-    """Returns the tables of a comparison as Markdown."""
-    return environment(autoescape=False).get_template("comparison.md.j2").render(_context(result))
-
-
-def html_page(result: Mapping[str, Any], svg: str, *, figures: Sequence[tuple[str, str]] = ()) -> str:
-    """Returns the comparison as HTML with its plots inside. Every text from names, tasks and data is escaped.
+def html_page(result: Mapping[str, Any], svg: str, *, documents: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Returns the comparison as HTML with its plot inside. Every text from names, tasks and data is escaped.
 
     Args:
         result: the comparison.
         svg: the forest plot; "" if there is none.
-        figures: titles and SVGs of further plots.
+        documents: tables of documents and answers, see [`document_tables`].
     """
-    template = environment(autoescape=True).get_template("comparison.html.j2")
-    return template.render(
-        _context(result), plot=inline_svg(svg), figures=[(title, inline_svg(image)) for title, image in figures]
-    )
+    template = environment().get_template("comparison.html.j2")
+    script = script_of("documents.js") if documents else {}
+    return template.render(_context(result), plot=inline_svg(svg), document_tables=documents, **script)
 
 
 def _context(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,6 +68,7 @@ def _context(result: Mapping[str, Any]) -> dict[str, Any]:
     unit = result.get("over", "documents")
     return {
         "pairwise": [],
+        "recorded": [],
         "n_pairwise": 0,
         **result,
         **_TEXTS[unit],

@@ -1,24 +1,35 @@
 """Evaluated runs to compare: folders in the results format, or of lm-eval with logged samples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from bft_trl.evaluation.samples import RECORDED, read_lm_eval
-from bft_trl.evaluation.scores import kind_of, read_scores
+from bft_trl.evaluation.scores import ANSWER_COLUMNS, kind_of, read_answers, read_scores
 
 
 @dataclass(frozen=True)
 class Run:
-    """Scores of a model or a baseline: (task, metric) to a table of units x seeds, and task to its settings."""
+    """Scores of a model or a baseline.
+
+    Attributes:
+        name: shown on the page.
+        kind: "model", "recorded" (answers of another system), "baseline", "control", ...
+        scores: (task, metric) to a table of units x seeds.
+        settings: task to its settings.
+        answers: columns of `answers.parquet`, with (task, unit) as index; without rows for results without texts.
+        inputs: encoder, background and data_dir of the names' scores.
+    """
 
     name: str
     kind: str
     scores: Mapping[tuple[str, str], pd.DataFrame]
     settings: Mapping[str, Mapping[str, Any]]
+    answers: pd.DataFrame = field(default_factory=lambda: _by_unit(pd.DataFrame(columns=ANSWER_COLUMNS)))
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
@@ -29,6 +40,12 @@ class Run:
         """Returns the mean over the seeds per unit."""
         table = self.scores[task, metric]
         return pd.Series(table.to_numpy().mean(axis=1), index=table.index)
+
+    def restricted(self, units: Mapping[str, pd.Index]) -> "Run":
+        """Returns the run with no other units of each task than these; tasks that are not named are left out."""
+        kept = {key: table for key, table in self.scores.items() if key[0] in units}
+        scores = {key: table[table.index.isin(units[key[0]])] for key, table in kept.items()}
+        return replace(self, scores=scores)
 
 
 def load_runs(path: Path, *, name: str | None = None) -> list[Run]:
@@ -41,9 +58,9 @@ def load_runs(path: Path, *, name: str | None = None) -> list[Run]:
     Raises FileNotFoundError or ValueError that names the file and what is wrong with it.
     """
     if (path / "scores.parquet").is_file():
-        scores, settings = read_scores(path)
+        (scores, settings), answers = read_scores(path), read_answers(path)
     elif path.is_dir() and any(path.rglob("results_*.json")):
-        scores, settings = read_lm_eval(path)
+        scores, answers, settings = read_lm_eval(path)
     else:
         raise FileNotFoundError(f"`runs`: {path} has neither scores.parquet nor lm-eval's results_*.json.")
     if scores.duplicated(["task", "metric", "unit", "model", "seed"]).any():
@@ -58,7 +75,8 @@ def load_runs(path: Path, *, name: str | None = None) -> list[Run]:
             key: part.pivot(index="unit", columns="seed", values="score").loc[part["unit"].unique()]
             for key, part in rows.groupby(["task", "metric"], sort=False)
         }
-        runs.append(Run(shown, kinds[model], tables, settings["tasks"]))
+        texts = _by_unit(answers[answers["model"] == model])
+        runs.append(Run(shown, kinds[model], tables, settings["tasks"], texts, settings.get("inputs", {})))
     return runs
 
 
@@ -86,7 +104,8 @@ def differences(baseline: Run, run: Run) -> list[str]:
         missing, extra = len(theirs.difference(ours)), len(ours.difference(theirs))
         if missing or extra:
             counts = f"{missing} only in the baseline, {extra} only in the run"
-            found[task] = f"documents ({len(ours)}, baseline {len(theirs)}; {counts})"
+            remedy = "`--common_documents` compares what all runs have"
+            found[task] = f"documents ({len(ours)}, baseline {len(theirs)}; {counts}). {remedy}"
         elif task not in found:
             settings, others = run.settings.get(task, {}), baseline.settings.get(task, {})
             unequal = [
@@ -94,9 +113,27 @@ def differences(baseline: Run, run: Run) -> list[str]:
                 for key in settings
                 if key in others and key != "higher_is_better" and settings[key] != others[key]
             ]
+            unequal += _unequal_texts(baseline, run, task, ours)
             if unequal:
                 found[task] = ", ".join(unequal)
     return [f"{task}: '{run.name}' differs from '{baseline.name}' in {found[task]}" for task in sorted(found)]
+
+
+def _unequal_texts(baseline: Run, run: Run, task: str, units: pd.Index) -> list[str]:
+    """Questions, references and prompts that differ; a system whose prompt is not known differs in none."""
+    index = [(task, unit) for unit in units]
+    ours, theirs = (of.answers.reindex(index) for of in (run, baseline))
+    found = []
+    for column, name in (("key", "question"), ("reference", "reference"), ("prompt", "prompt")):
+        known = ours[column].notna() & theirs[column].notna()
+        n_unequal = int((known & (ours[column] != theirs[column])).sum())
+        if n_unequal:
+            found.append(f"the {name} of {n_unequal} of {len(units)} documents")
+    return found
+
+
+def _by_unit(answers: pd.DataFrame) -> pd.DataFrame:
+    return answers.set_index(["task", "unit"])
 
 
 def align_runs(baseline: Run, run: Run) -> Run:
@@ -111,5 +148,7 @@ def align_runs(baseline: Run, run: Run) -> Run:
             if RECORDED in (name, other) and other not in run.tasks and likely:
                 names = {task: task for task in run.tasks} | {name: other}
                 scores = {(names[task], metric): table for (task, metric), table in run.scores.items()}
-                return replace(run, scores=scores, settings={names[task]: run.settings[task] for task in run.tasks})
+                settings = {names[task]: run.settings[task] for task in run.tasks}
+                texts = run.answers.rename(index=names, level="task")
+                return replace(run, scores=scores, settings=settings, answers=texts)
     return run

@@ -1,28 +1,39 @@
 """The Jinja environment of all pages, and its filters."""
 
+import base64
+import hashlib
 import math
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any
 
-from bft_trl import markdown
 from bft_trl.comparison.published import PUBLISHED_KIND
 
 
-def environment(*, autoescape: bool) -> Any:
-    """Returns the environment with the templates of this folder. `script_hash` is of the only script of a page."""
+def environment() -> Any:
+    """Returns the environment with the templates of this folder, which escape all texts."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
         loader=PackageLoader("bft_trl.comparison", package_path="."),
-        autoescape=autoescape,
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"number": number, "signed": _signed, "p": _p, "cell": markdown.text, "code": _code}
+    templates.filters |= {"number": number, "signed": _signed, "p": _p, "code": _code}
     templates.filters |= {"reference": _reference, "seeds": _seeds}
     templates.globals["script_hash"] = None
     return templates
+
+
+def script_of(name: str) -> dict[str, Any]:
+    """Returns the script of a page and its hash: the page's policy allows this script only."""
+    from markupsafe import Markup
+
+    text = files("bft_trl.comparison").joinpath(name).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {"script": Markup(text), "script_hash": f"sha256-{digest}"}
 
 
 def inline_svg(image: str) -> Any:

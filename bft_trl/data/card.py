@@ -3,19 +3,39 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from bft_trl import markdown
-from bft_trl.data.tables import write_together
+from bft_trl.data.tables import parquet_bytes
+from bft_trl.io import write_files
+
+
+@dataclass(frozen=True)
+class Source:
+    """Gene sets and their provenance.
+
+    Attributes:
+        sets: id, name, definition (may be missing), genes (a list) and, for some sources, gene_names.
+        label: column `source` of the training rows.
+        attribution: entries of the data card on authors and licenses.
+        files: input files.
+    """
+
+    sets: pd.DataFrame
+    label: str
+    attribution: Sequence[str]
+    files: Sequence[Path]
 
 
 def write_data(output_dir: Path, tables: Mapping[str, pd.DataFrame], **card: Any) -> None:
     """Writes each table as `<name>.parquet`, and README.md; `card` are the arguments of [`data_card`]."""
     files = {output_dir / f"{name}.parquet": table for name, table in tables.items()}
-    write_together({output_dir / "README.md": data_card(files, **card), **files})
+    text = data_card(files, **card)
+    write_files({output_dir / "README.md": text.encode()} | {path: parquet_bytes(files[path]) for path in files})
 
 
 def data_card(
@@ -32,8 +52,7 @@ def data_card(
 
     Args:
         files: written files and their tables.
-        title: heading, without "#".
-        description: paragraph on what a row is.
+        title, description: heading, and paragraph on what a row is.
         excluded: name and number of rows of each evaluation file that was kept out.
         attribution: list entries on sources and licenses.
         inputs: files from which the data were built, listed with their SHA-256.

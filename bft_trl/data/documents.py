@@ -10,8 +10,8 @@ import pandas as pd
 from bft_trl.data.evaluation_sets import PUBLISHED, load_evaluation_sets
 from bft_trl.data.leakage import REASONS, find_leaks
 from bft_trl.data.medical import SOURCES, load_questions
-from bft_trl.data.tables import ALIASES, ids_as_text, map_rows, read_gene_sets, read_table, write_together
-from bft_trl.io import check_folder
+from bft_trl.data.tables import ALIASES, ids_as_text, map_rows, parquet_bytes, read_gene_sets, read_table
+from bft_trl.io import check_folder, write_files
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def last_user_turn(value: Any) -> str:
 
 
 def check_leakage(train: Sequence[Path], against: Sequence[Path], *, output_dir: Path | None = None) -> pd.DataFrame:
-    """Finds the training rows that give evaluation rows away.
+    """Finds the training rows that leak evaluation rows.
 
     Args:
         train: files of training data, in any form that [`read_documents`] supports.
@@ -105,10 +105,10 @@ def check_leakage(train: Sequence[Path], against: Sequence[Path], *, output_dir:
             raise ValueError(f"{path}: every row leaks; no training data would be left.")
     report = pd.concat(found, ignore_index=True)
     if output_dir is not None:
-        tables = {output_dir / f"{name}.parquet": table for name, table in kept.items()}
-        write_together({output_dir / "leaks.csv": report.to_csv(index=False), **tables})
-        for path, table in tables.items():
-            logger.info("%s: %d rows kept", path, len(table))
+        files = {output_dir / f"{name}.parquet": parquet_bytes(table) for name, table in kept.items()}
+        write_files({output_dir / "leaks.csv": report.to_csv(index=False).encode()} | files)
+        for name, table in kept.items():
+            logger.info("%s: %d rows kept", output_dir / f"{name}.parquet", len(table))
     return report
 
 

@@ -21,7 +21,7 @@ BACKGROUND = f"{_HU}/81ee6ab0a0ac160acd9661fbe7348d35e6017a07/data/go_terms.csv"
 
 
 def load_evaluation_sets(name: str, *, data_dir: str | Path | None = None) -> pd.DataFrame:
-    """Loads gene sets to be named.
+    """Loads gene sets for evaluation.
 
     Args:
         name: "go", "nest" or "msigdb".
@@ -34,6 +34,18 @@ def load_evaluation_sets(name: str, *, data_dir: str | Path | None = None) -> pd
         raise ValueError(f"`name={name!r}` is not known: choose one of {', '.join(PUBLISHED)}.")
     path = Path(data_dir) / f"gene_sets_{name}.parquet" if data_dir is not None else fetch(PUBLISHED[name])
     return read_gene_sets(path)[["id", "name", "genes"]].assign(source=name)
+
+
+def load_gene_names(data_dir: str | Path | None) -> dict[str, str]:
+    """Returns the full name of each gene by symbol, from `gene_names.parquet` (symbol, name) in `data_dir`.
+
+    Empty without `data_dir` or without the file.
+    """
+    path = Path(data_dir or ".") / "gene_names.parquet"
+    if data_dir is None or not path.is_file():
+        return {}
+    table = read_table(path, ["symbol", "name"]).dropna(subset=["symbol", "name"])
+    return dict(zip(table["symbol"], table["name"], strict=True))
 
 
 def load_background(path: str | Path | None = None, *, data_dir: str | Path | None = None) -> list[str]:

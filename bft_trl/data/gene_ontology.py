@@ -8,12 +8,15 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
+from bft_trl import markdown
+from bft_trl.data.card import Source
 from bft_trl.data.tables import check_sizes, numbered_lines
 
 if TYPE_CHECKING:
@@ -32,6 +35,10 @@ EVIDENCE_CODES = (
 )
 # The first 10 of the 17 columns of GAF 2, of which the named ones are used.
 _GAF_HEADER = ["_0", "_1", "symbol", "qualifier", "term", "_5", "evidence", "_7", "aspect", "name"]
+_LICENSE = (
+    "https://geneontology.org, CC BY 4.0. Changed: annotations propagated to ancestors, sets selected by size, "
+    "wrapped into prompts and answers."
+)
 _QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"')
 _ESCAPED = {"n": "\n", "t": "\t", "W": " "}
 # go_bp_all contains each annotation at the term and at all its ancestors.
@@ -43,24 +50,29 @@ _QUERY_ANNOTATIONS = """
 _QUERY_TERMS = "SELECT go_id AS id, term AS name, definition FROM go_term WHERE ontology = 'BP'"
 
 
-def read_bioconductor(org_db: Path, go_db: Path, *, min_genes: int = 3, max_genes: int = 100) -> pd.DataFrame:
+def read_bioconductor(org_db: Path, go_db: Path, *, min_genes: int = 3, max_genes: int = 100) -> Source:
     """Reads GO biological processes with their human genes from Bioconductor's org.Hs.eg.sqlite and GO.sqlite.
 
     Both are in Debian's packages r-bioc-org.hs.eg.db and r-bioc-go.db. Annotations are propagated to ancestors.
 
-    Returns one row per term with `min_genes` to `max_genes` symbols, ordered by id: id, name, definition, genes
-    (sorted symbols) and gene_names (full names in the same order). Raises FileNotFoundError or ValueError.
+    Returns a source with one row per term with `min_genes` to `max_genes` symbols, ordered by id: id, name,
+    definition, genes (sorted symbols) and gene_names (full names in the same order). Raises FileNotFoundError or
+    ValueError.
     """
     check_sizes(min_genes, max_genes)
     annotations = _query(org_db, _QUERY_ANNOTATIONS).drop_duplicates(["id", "symbol"])
     sets = annotations.groupby("id").agg(genes=("symbol", list), gene_names=("gene_name", list)).reset_index()
     sets = sets[sets["genes"].str.len().between(min_genes, max_genes)]
-    return _query(go_db, _QUERY_TERMS).merge(sets, on="id").sort_values("id", ignore_index=True)
-
-
-def bioconductor_versions(go_db: Path) -> dict[str, str]:
-    """Returns the metadata of GO.sqlite, such as GOSOURCEDATE and GOEGSOURCEDATE."""
-    return dict(_query(go_db, "SELECT name, value FROM metadata").itertuples(index=False))
+    sets = _query(go_db, _QUERY_TERMS).merge(sets, on="id").sort_values("id", ignore_index=True)
+    metadata = _query(go_db, "SELECT name, value FROM metadata").set_index("name")["value"]
+    terms, genes = (markdown.text(metadata.get(key, "date unknown")) for key in ("GOSOURCEDATE", "GOEGSOURCEDATE"))
+    attribution = [
+        f"Terms, definitions and annotations: the Gene Ontology ({terms}), {_LICENSE}",
+        f"Gene symbols and names: NCBI Gene ({genes}), public domain.",
+        "Both taken from the Bioconductor packages org.Hs.eg.db and GO.db (Artistic-2.0), as packaged by Debian in "
+        "r-bioc-org.hs.eg.db and r-bioc-go.db.",
+    ]
+    return Source(sets, "go_bp", attribution, [org_db, go_db])
 
 
 def _query(database: Path, query: str) -> pd.DataFrame:
@@ -76,7 +88,7 @@ def _query(database: Path, query: str) -> pd.DataFrame:
 
 def read_obo_gaf(
     obo: Path, gaf: Path, *, evidence: Sequence[str] = (), min_genes: int = 3, max_genes: int = 100
-) -> pd.DataFrame:
+) -> Source:
     """Reads GO biological processes with the genes annotated to them or to their descendants over is_a and part_of.
 
     Annotations with the qualifier NOT and obsolete terms are left out; alternative ids count for their primary term.
@@ -87,19 +99,13 @@ def read_obo_gaf(
         evidence: evidence codes to use, such as ["EXP", "IDA"], in any case; empty for all.
         min_genes, max_genes: smallest and largest set, after propagation.
 
-    Returns the columns of [`read_bioconductor`]; definition and gene_names are None where missing.
+    Returns a source with the columns of [`read_bioconductor`]; definition and gene_names are None where missing.
     Raises FileNotFoundError or ValueError.
     """
     check_sizes(min_genes, max_genes)
     logger.info("Reading %s and %s", obo.name, gaf.name)
     graph = _read_obo(obo)
-    default = graph.graph.get("default-namespace", [None])[0]
-    # Nodes without a name are obsolete, or parents that the file does not define.
-    terms = {
-        term: attributes
-        for term, attributes in graph.nodes(data=True)
-        if attributes.get("namespace", default) == NAMESPACE and "name" in attributes
-    }
+    terms = _processes(graph)
     if not terms:
         raise ValueError(f"{obo}: has no term of the namespace {NAMESPACE}. Use the Gene Ontology's go-basic.obo.")
     annotations = _read_gaf(gaf, evidence)
@@ -122,20 +128,32 @@ def read_obo_gaf(
         for term, genes in sorted(members.items())
         if min_genes <= len(genes) <= max_genes
     ]
-    return pd.DataFrame(rows, columns=["id", "name", "definition", "genes", "gene_names"])
+    sets = pd.DataFrame(rows, columns=["id", "name", "definition", "genes", "gene_names"])
+    return Source(sets, "go_bp", [_attribution(graph, gaf)], [obo, gaf])
 
 
-def obo_gaf_versions(obo: Path, gaf: Path) -> dict[str, str]:
-    """Returns data-version of the OBO header, and gaf-version and date-generated of the GAF header."""
-    versions: dict[str, str] = {}
-    for path, names in ((obo, ("data-version",)), (gaf, ("gaf-version", "date-generated"))):
-        for _, line in numbered_lines(path):
-            if line.startswith("[") or (path == gaf and not line.startswith("!")):
-                break
-            name, _, value = line.lstrip("! ").partition(":")
-            if name in names and value.strip():
-                versions.setdefault(name, value.strip())  # a merged GAF file has the headers of its parts below
-    return versions
+def _processes(graph: "networkx.MultiDiGraph") -> dict[str, Any]:
+    """Returns the attributes of each biological process. Obsolete terms and undefined parents have no name."""
+    default = graph.graph.get("default-namespace", [None])[0]
+    return {
+        term: attributes
+        for term, attributes in graph.nodes(data=True)
+        if attributes.get("namespace", default) == NAMESPACE and "name" in attributes
+    }
+
+
+def _attribution(graph: "networkx.MultiDiGraph", gaf: Path) -> str:
+    """Returns the entry of the data card, with the versions in the headers of both files."""
+    header: dict[str, str] = {}
+    for _, line in takewhile(lambda numbered: numbered[1].startswith("!"), numbered_lines(gaf)):
+        name, _, value = line.lstrip("! ").partition(":")
+        header.setdefault(name, value.strip())  # a merged file has the headers of its parts below
+    versions = (graph.graph.get("data-version"), header.get("gaf-version"), header.get("date-generated"))
+    ontology, gaf_version, date = (markdown.text(version or "unknown") for version in versions)
+    return (
+        f"Terms, definitions and annotations: the Gene Ontology (ontology {ontology}; annotations in GAF "
+        f"{gaf_version}, generated {date}), {_LICENSE}"
+    )
 
 
 def _read_obo(obo: Path) -> "networkx.MultiDiGraph":

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,9 @@ import numpy as np
 import pandas as pd
 
 from bft_trl import markdown
-from bft_trl.data.card import write_data
-from bft_trl.data.gene_ontology import bioconductor_versions, obo_gaf_versions, read_bioconductor, read_obo_gaf
+from bft_trl.data.card import Source, write_data
 from bft_trl.data.leakage import connected_sets, split, without_leaks
-from bft_trl.data.tables import check_sizes, read_gene_sets, read_parquet
+from bft_trl.data.tables import check_sizes, read_gene_sets, read_table
 from bft_trl.io import check_folder
 from bft_trl.prompts import conversation, gene_set_answer, gene_set_prompt
 
@@ -24,27 +22,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHIPPED = resources.files("bft_trl") / "data" / "gene_sets"
-_GO_LICENSE = (
-    "https://geneontology.org, CC BY 4.0. Changed: annotations propagated to ancestors, sets selected by size, "
-    "wrapped into prompts and answers."
-)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Gene sets and their provenance.
-
-    Attributes:
-        sets: id, name, definition (may be missing), genes and, for some sources, gene_names.
-        label: column `source` of the rows.
-        attribution: entries of the data card on authors and licenses.
-        files: input files.
-    """
-
-    sets: pd.DataFrame
-    label: str
-    attribution: Sequence[str]
-    files: Sequence[Path]
 
 
 def load_gene_sets(split: str = "train", *, described: bool = False) -> "Dataset":
@@ -63,7 +40,7 @@ def load_gene_sets(split: str = "train", *, described: bool = False) -> "Dataset
     if split not in ("train", "eval"):
         raise ValueError(f"`split={split!r}` is not known: choose 'train' or 'eval'.")
     with resources.as_file(SHIPPED / f"{split}.parquet") as path:
-        table = read_parquet(path)
+        table = read_table(path)
     if described:
         table = to_rows(table, source="go_bp", analysis=False, described=True)
     return Dataset.from_pandas(table, preserve_index=False)
@@ -71,44 +48,11 @@ def load_gene_sets(split: str = "train", *, described: bool = False) -> "Dataset
 
 def shipped_sets(*splits: str) -> pd.DataFrame:
     """Returns id, name and genes of the sets that ship with the package, of the given splits or of both."""
-    tables = []
-    for name in splits or ("train", "eval"):
-        with resources.as_file(SHIPPED / f"{name}.parquet") as path:
-            tables.append(read_parquet(path)[["id", "name", "genes"]])
-    return pd.concat(tables, ignore_index=True)
+    tables = [load_gene_sets(name).to_pandas() for name in splits or ("train", "eval")]
+    return pd.concat(tables, ignore_index=True)[["id", "name", "genes"]]
 
 
-def bioconductor_source(org_db: Path, go_db: Path, *, min_genes: int = 3, max_genes: int = 100) -> Source:
-    """Returns the GO biological processes of [`read_bioconductor`]."""
-    dates = {key: markdown.text(date) for key, date in bioconductor_versions(go_db).items()}
-    attribution = [
-        f"Terms, definitions and annotations: the Gene Ontology ({dates.get('GOSOURCEDATE', 'date unknown')}), "
-        f"{_GO_LICENSE}",
-        f"Gene symbols and names: NCBI Gene ({dates.get('GOEGSOURCEDATE', 'date unknown')}), public domain.",
-        "Both taken from the Bioconductor packages org.Hs.eg.db and GO.db (Artistic-2.0), as packaged by Debian in "
-        "r-bioc-org.hs.eg.db and r-bioc-go.db.",
-    ]
-    sets = read_bioconductor(org_db, go_db, min_genes=min_genes, max_genes=max_genes)
-    return Source(sets, "go_bp", attribution, [org_db, go_db])
-
-
-def obo_gaf_source(
-    obo: Path, gaf: Path, *, evidence: Sequence[str] = (), min_genes: int = 3, max_genes: int = 100
-) -> Source:
-    """Returns the GO biological processes of [`read_obo_gaf`]."""
-    sets = read_obo_gaf(obo, gaf, evidence=evidence, min_genes=min_genes, max_genes=max_genes)
-    versions = {key: markdown.text(version) for key, version in obo_gaf_versions(obo, gaf).items()}
-    ontology, gaf_version, date = (
-        versions.get(key, "unknown") for key in ("data-version", "gaf-version", "date-generated")
-    )
-    attribution = [
-        f"Terms, definitions and annotations: the Gene Ontology (ontology {ontology}; annotations in GAF "
-        f"{gaf_version}, generated {date}), {_GO_LICENSE}"
-    ]
-    return Source(sets, "go_bp", attribution, [obo, gaf])
-
-
-def table_source(path: Path, *, min_genes: int = 3, max_genes: int = 100) -> Source:
+def read_table_source(path: Path, *, min_genes: int = 3, max_genes: int = 100) -> Source:
     """Returns the gene sets of a GMT file, or of a table with or without a column definition ([`read_gene_sets`])."""
     check_sizes(min_genes, max_genes)
     sets = read_gene_sets(path)

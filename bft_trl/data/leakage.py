@@ -10,7 +10,7 @@ import pandas as pd
 JACCARD = 0.8
 # Length in words of a phrase that two questions share only if one was copied, as for GPT-3 (arXiv 2005.14165, C).
 PHRASE = 13
-# A phrase that occurs in more texts than this is a form of words; GPT-3's rule as well.
+# A phrase that occurs in more texts than this is a set phrase, not a leak; GPT-3's rule as well.
 COMMON = 10
 REASONS = ("id", "text", "genes", "phrase")
 
@@ -54,7 +54,7 @@ def shared_phrases(texts: Sequence[str], others: Sequence[str]) -> set[tuple[int
 
 
 def find_leaks(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
-    """Finds the training rows that give a test row away.
+    """Finds the training rows that leak a test row.
 
     Args:
         train, test: documents (see [`bft_trl.data.documents.read_documents`]) or gene sets: columns id (may be
@@ -92,24 +92,14 @@ def without_leaks(table: pd.DataFrame, documents: pd.DataFrame, tests: Iterable[
 
 def connected_sets(table: pd.DataFrame) -> list[list[int]]:
     """Returns groups of row numbers that a split keeps together: chains of sets that share their name or genes."""
-    parent = list(range(len(table)))
+    import networkx
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
+    graph = networkx.empty_graph(len(table))
     genes = table["genes"].tolist()
-    for i, j, _ in overlapping_sets(genes, genes):
-        parent[root(i)] = root(j)
-    first: dict[str, int] = {}
-    for i, name in enumerate(table["name"].map(normalize_text)):
-        parent[root(i)] = root(first.setdefault(name, i))
-    groups = defaultdict(list)
-    for i in range(len(table)):
-        groups[root(i)].append(i)
-    return list(groups.values())
+    graph.add_edges_from((i, j) for i, j, _ in overlapping_sets(genes, genes))
+    for rows in _rows_by_text(table["name"]).values():
+        networkx.add_path(graph, rows)
+    return [sorted(rows) for rows in networkx.connected_components(graph)]
 
 
 def split(
@@ -156,8 +146,8 @@ def _equal_rows(reason: str, train: pd.Series, test: pd.Series) -> pd.DataFrame:
     return pd.merge(*tables, on="key")[["train_row", "test_row"]].assign(reason=reason)
 
 
-def _rows_by_text(texts: Sequence[str]) -> dict[str, list[int]]:
-    """Returns the row numbers of each normalized text. Copies of a text count once as users of a phrase."""
+def _rows_by_text(texts: Iterable[str]) -> dict[str, list[int]]:
+    """Returns the row numbers of each normalized text."""
     rows = defaultdict(list)
     for i, text in enumerate(texts):
         rows[normalize_text(text)].append(i)

@@ -16,12 +16,9 @@ _FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "c
 def load_splits(name: str, *, config: str | None = None, streaming: bool = False) -> Any:
     """Loads the splits of a data set; a file has the split "train" alone.
 
-    Args:
-        name: Hub id, folder, or a JSON, JSON lines, parquet or CSV file.
-        config: configuration on the Hub.
-        streaming: read while training.
-
-    Returns a DatasetDict, or an IterableDatasetDict. Raises ValueError or OSError for data that cannot be read.
+    `name` is a Hub id, a folder, or a JSON, JSON lines, parquet or CSV file; `config` a configuration on the Hub.
+    Returns a DatasetDict, or with `streaming` an IterableDatasetDict. Raises ValueError or OSError for data that
+    cannot be read.
     """
     path = Path(name)
     builder = _FORMATS.get(path.suffix)
@@ -45,14 +42,10 @@ def load_split(splits: Any, split: str, name: str, *, argument: str) -> Any:
 
 
 def as_conversations(rows: Any, *, prompt_column: str | None, completion_columns: Sequence[str] | None) -> Any:
-    """Converts rows to TRL's conversational prompt-completion form. Other columns are kept.
+    """Converts a data set or a stream to TRL's conversational prompt-completion form. Other columns are kept.
 
-    Args:
-        rows: data set, or a stream.
-        prompt_column: column of the user turn.
-        completion_columns: columns that are joined to the assistant turn, separated by blank lines.
-
-    Returns the data set or stream. Raises ValueError for missing columns and for cells without text.
+    `prompt_column` is the user turn; the `completion_columns`, separated by blank lines, are the assistant turn.
+    Raises ValueError for missing columns and for cells without text.
     """
     columns = [prompt_column or "", *(completion_columns or [])]
     missing = [name for name in columns if name not in (rows.column_names or columns)]
@@ -88,13 +81,10 @@ def load_train_and_eval(
     """Returns the rows to train on and up to `eval_samples` rows to evaluate on (None if there are none).
 
     Args:
-        name: as in [`load_splits`]; None takes the gene sets of the package.
-        config: configuration on the Hub.
+        name, config, streaming: as in [`load_splits`]; without a name the gene sets of the package are loaded.
         train_split, test_split: names of the splits. Without a test split the evaluation rows are drawn from the
             training rows by `seed`, and left out there.
-        eval_samples: number of rows to evaluate on.
-        seed: of the draw.
-        streaming: read while training.
+        eval_samples, seed: number of rows to evaluate on, and seed of the draw.
         prompt_column, completion_columns: as in [`as_conversations`], for data in no format of TRL.
 
     Raises ValueError or FileNotFoundError that names the argument.

@@ -1,5 +1,6 @@
 """Medical questions in one form, for training and evaluation: from a local folder, the Hub or the publisher."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bft_trl.data.download import fetch, hub_table
-from bft_trl.data.tables import READERS, ids_as_text, map_rows, read_json_object, read_table
+from bft_trl.data.tables import READERS, ids_as_text, map_rows, read_table
 from bft_trl.prompts import choice_answer, choice_prompt, conversation, lettered
 
 MMLU_SUBJECTS = (
@@ -220,5 +221,5 @@ def _download_pubmedqa(split: str) -> pd.DataFrame:
     """Returns the 500 official test questions, or the 500 others."""
     if split not in ("train", "test"):
         raise ValueError(f"`split={split!r}`: PubMedQA has train and test.")
-    labeled, test = (read_json_object(fetch(url, sha256=sha256)) for url, sha256 in PUBMEDQA_FILES.items())
+    labeled, test = (json.loads(fetch(url, sha256=sha256).read_bytes()) for url, sha256 in PUBMEDQA_FILES.items())
     return pd.DataFrame([row | {"id": key} for key, row in labeled.items() if (key in test) == (split == "test")])

@@ -15,6 +15,11 @@ from bft_trl.io import check_folder
 
 logger = logging.getLogger(__name__)
 
+_DESCRIPTION = (
+    "Questions and answers in TRL's conversational prompt-completion form, with the columns `id`, `source` and "
+    "`question`. No question is in both files."
+)
+
 
 def build(
     sources: Sequence[str],
@@ -45,20 +50,20 @@ def build(
     check_folder(output_dir)
     splits = _parse(sources)
     tests = [read_documents(path)[1] for path in exclude]
-    rows = pd.DataFrame([row for source in splits for row in _rows(source, splits[source], data_dir, reasoning)])
+    rows = pd.concat([_rows(*split, data_dir, reasoning) for split in splits.items()], ignore_index=True)
     prompts = rows["prompt"].map(lambda turns: turns[0]["content"])
     kept = without_leaks(rows, rows[["id"]].assign(text=rows["question"], body=prompts), tests)
     logger.info("%d of %d questions remain without the evaluation data", len(kept), len(rows))
+    equal = kept.groupby(kept["question"].map(normalize_text), sort=False).indices.values()
     sizes = {"eval": eval_rows, "train": train_rows}
-    tables = split(kept, _equal_questions(kept), sizes, rng=np.random.default_rng(seed))
+    tables = split(kept, [group.tolist() for group in equal], sizes, rng=np.random.default_rng(seed))
     counts = pd.concat(tables.values())["source"].value_counts()
     read = [local_file(data_dir, f"{source}_{part}") for source, part in splits.items()] if data_dir else []
     write_data(
         output_dir,
         tables,
         title="Medical questions",
-        description="Questions and answers in TRL's conversational prompt-completion form, with the columns `id`, "
-        "`source` and `question`. No question is in both files.",
+        description=_DESCRIPTION,
         excluded=[(path.name, len(test)) for path, test in zip(exclude, tests, strict=True)],
         attribution=[f"{name}: {count} rows, {SOURCES[name].license}" for name, count in counts.items()],
         inputs=[*read, *exclude],
@@ -76,16 +81,10 @@ def _parse(sources: Sequence[str]) -> dict[str, str]:
     return splits
 
 
-def _equal_questions(rows: pd.DataFrame) -> list[list[int]]:
-    """Returns the row numbers of each question."""
-    groups: dict[str, list[int]] = {}
-    for i, question in enumerate(rows["question"]):
-        groups.setdefault(normalize_text(question), []).append(i)
-    return list(groups.values())
-
-
-def _rows(source: str, part: str, data_dir: Path | None, reasoning: bool) -> list[dict[str, object]]:
+def _rows(source: str, part: str, data_dir: Path | None, reasoning: bool) -> pd.DataFrame:
     questions = load_questions(source, split=part, data_dir=data_dir, drop_unanswered=True)
     explained = questions["explanation"].notna().sum()
     logger.info("%s, %s: %d questions, %d with an explanation", source, part, len(questions), explained)
-    return [question_row(row, source=source, reasoning=reasoning) for row in questions.to_dict("records")]
+    return pd.DataFrame(
+        [question_row(row, source=source, reasoning=reasoning) for row in questions.to_dict("records")]
+    )

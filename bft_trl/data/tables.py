@@ -1,11 +1,11 @@
-"""Readers and writers of tables, GMT files and JSON objects. Errors name the file and what is wrong with it."""
+"""Readers and writers of tables and GMT files. Errors name the file and what is wrong with it."""
 
 import gzip
 import json
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -44,20 +44,20 @@ def read_table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     unknown format, a damaged or empty file and a missing column.
     """
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if suffix not in READERS or path.name.endswith(".parquet.gz"):
+    if suffix not in READERS:
         raise ValueError(f"{path}: unknown table format '{path.suffix}'. Use one of {', '.join(READERS)}.")
-    table = _read(path, suffix)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    try:
+        table = READERS[suffix](path)
+    except _DAMAGED as error:
+        raise ValueError(f"{path}: cannot be read as {suffix[1:]}: {' '.join(str(error).split())}") from error
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise ValueError(f"{path}: has no column {missing}; its columns are {list(table.columns)}.")
     if table.empty:
         raise ValueError(f"{path}: has no rows.")
     return table
-
-
-def read_parquet(path: Path) -> pd.DataFrame:
-    """Reads a parquet file. Raises FileNotFoundError, or ValueError for a damaged file."""
-    return _read(path, ".parquet")
 
 
 def read_gene_sets(path: Path) -> pd.DataFrame:
@@ -98,7 +98,8 @@ def ids_as_text(ids: pd.Series, *, where: object) -> pd.Series:
 def read_gmt(path: Path) -> pd.DataFrame:
     """Reads a GMT file, plain or gzipped: on each line a term, a description and genes, separated by tabs.
 
-    Returns id (the GO id at the end of the term, else the term), name ([`readable_term`]), definition (None) and genes
+    Returns id (the GO id at the end of the term, else the term), name ('GOBP_DNA_REPAIR' gives 'DNA REPAIR', and
+    'DNA repair (GO:0006281)' gives 'DNA repair'), definition (None) and genes
     (each once, without the weights that Enrichr appends after a comma). Raises ValueError with the line number for
     fewer than 3 columns, a line without term or genes, and a repeated term.
     """
@@ -113,7 +114,7 @@ def read_gmt(path: Path) -> pd.DataFrame:
                 "separated by tabs."
             )
         genes = [gene for gene in dict.fromkeys(gene.split(",")[0].strip() for gene in rest[1:]) if gene]
-        name = readable_term(term)
+        name = term.split(" (GO:")[0].removeprefix("GOBP_").replace("_", " ").strip()
         if not genes or not name:
             raise ValueError(f"{path}, line {number}: has no {'genes' if name else 'term'}.")
         go_id = _GO_ID_AT_END.search(term.strip())
@@ -124,12 +125,6 @@ def read_gmt(path: Path) -> pd.DataFrame:
     if not rows:
         raise ValueError(f"{path}: has no gene sets.")
     return pd.DataFrame(list(rows.values()))
-
-
-def readable_term(term: str) -> str:
-    """Returns the name in a GMT term: 'GOBP_DNA_REPAIR' gives 'DNA REPAIR', 'DNA repair (GO:0006281)' 'DNA repair'."""
-    name = term.split(" (GO:")[0].removeprefix("GOBP_")
-    return name.replace("_", " ").strip()
 
 
 def split_genes(genes: Any) -> list[str]:
@@ -177,17 +172,6 @@ def map_rows(function: Callable[[dict[str, Any]], Any], table: pd.DataFrame, *, 
     return results
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON file that contains an object. Raises ValueError for anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # includes UnicodeDecodeError
-        raise ValueError(f"{path}: not JSON ({error}); was the run that wrote it killed?") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object.")
-    return value
-
-
 def check_sizes(min_genes: int, max_genes: int) -> None:
     """Raises ValueError unless 1 <= min_genes <= max_genes."""
     if not 1 <= min_genes <= max_genes:
@@ -202,20 +186,6 @@ def parquet_bytes(table: pd.DataFrame) -> bytes:
 def write_parquet(path: Path, table: pd.DataFrame) -> None:
     """Writes a table atomically."""
     write_files({path: parquet_bytes(table)})
-
-
-def write_together(files: Mapping[Path, pd.DataFrame | str]) -> None:
-    """Writes tables (as parquet) and texts; all are complete on disk before the first one replaces an older file."""
-    write_files({path: c.encode() if isinstance(c, str) else parquet_bytes(c) for path, c in files.items()})
-
-
-def _read(path: Path, suffix: str) -> pd.DataFrame:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
-    try:
-        return READERS[suffix](path)
-    except _DAMAGED as error:
-        raise ValueError(f"{path}: cannot be read as {suffix[1:]}: {' '.join(str(error).split())}") from error
 
 
 def _read_csv(path: Path, separator: str) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Scores of proposed process names, by GeneAgent's protocol."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from bft_trl.models import Encoder, cached_vectors, load_encoder
 from bft_trl.prompts import has_process_line, parse_process
 
 # Raised when a score changes for the same answer; recorded with every result.
-SCORER_VERSION = "2"
+SCORER_VERSION = "3"
 # The answer that the prompt of Hu et al. asks for if there is no common process.
 REFUSAL = "system of unrelated proteins"
 
@@ -60,6 +61,25 @@ def recorded_name(answer: str | None) -> str | None:
         return parse_process(answer)
     lines = answer.strip().splitlines()
     return lines[0].strip().strip('"').strip() or None if len(lines) == 1 else None
+
+
+def copies_genes(name: str, genes: Sequence[str]) -> bool:
+    """Returns whether a proposed name consists mostly of genes of its own set: more genes than other words.
+
+    Case, order, separators and text in brackets do not count, nor does a hyphen inside a symbol. "WNT5A signaling" is
+    a name of a set with WNT5A: one gene, one other word.
+    """
+    symbols = sorted({gene.lower() for gene in genes if gene}, key=len, reverse=True)
+    any_symbol = "|".join(re.escape(symbol).replace(r"\-", r"[-\s]?") for symbol in symbols)
+    if not any_symbol:
+        return False
+    rest, n_genes = re.subn(rf"(?<![^\W_])(?:{any_symbol})(?![^\W_])", " ", cleaned_answer(name).lower())
+    return n_genes > len(re.findall(r"[^\W_]+", rest))
+
+
+def proposed_name(name: str | None, genes: Sequence[str]) -> str | None:
+    """Returns `name`, or None if it is a copy of the genes: then the set counts as unanswered."""
+    return None if name is None or copies_genes(name, genes) else name
 
 
 def score_names(names: Sequence[str], answers: Sequence[str | None], scorer: Scorer | None = None) -> pd.DataFrame:

@@ -8,8 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bft_trl.data.evaluation_sets import load_gene_names
 from bft_trl.evaluation.samples import scores_of_samples
-from bft_trl.evaluation.scores import read_settings, write_scores
+from bft_trl.evaluation.scores import document_parts, read_settings, write_scores
 from bft_trl.io import check_folder
 from bft_trl.models import Run, fingerprint, load_run, load_tokenizer
 
@@ -70,8 +71,13 @@ def evaluate(
     digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:12]
     options |= {"tasks": loaded, "task_manager": manager, "use_cache": str(output_dir / f".answers-{digest}")}
     results = _simple_evaluate(run, seed=seed, batch_size=batch_size, device=device, **options)
-    scorers = {name: task.scorer for name, task in manager.load(loaded)["tasks"].items() if hasattr(task, "scorer")}
-    _write(output_dir, results, scorers, {"request": request, "left_out": left_out})
+    leaves = manager.load(loaded)["tasks"]
+    scored = {
+        "scorers": {name: task.scorer for name, task in leaves.items() if hasattr(task, "scorer")},
+        "test_sets": {n: list(task.eval_docs) for n, task in leaves.items() if document_parts(task.eval_docs[0])},
+        "gene_names": load_gene_names(metadata.get("data_dir")),
+    }
+    _write(output_dir, results, scored, {"request": request, "left_out": left_out})
     return left_out
 
 
@@ -148,7 +154,7 @@ def _simple_evaluate(run: Run, *, seed: int | None, batch_size: int | str, devic
     return results
 
 
-def _write(output_dir: Path, results: dict[str, Any], scorers: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+def _write(output_dir: Path, results: dict[str, Any], scored: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     from lm_eval.utils import handle_non_serializable
 
     def dump(value: Any, indent: int | None = None) -> str:
@@ -157,10 +163,10 @@ def _write(output_dir: Path, results: dict[str, Any], scorers: Mapping[str, Any]
     samples = results.pop("samples")
     model, seed = record["request"]["model"], record["request"]["seed"] or 0
     name = model["adapter"] or model["model"]
-    scores, settings = scores_of_samples(results, samples, model=name, scorers=scorers, seed=seed)
+    scores, answers, settings = scores_of_samples(results, samples, model=name, seed=seed, **scored)
     settings["models"][name] = model
     lines = [dump({"task": task, **sample}) for task, logged in samples.items() for sample in logged]
     more = {"results.json": dump(results, indent=2).encode(), "samples.jsonl": "\n".join([*lines, ""]).encode()}
-    write_scores(output_dir, scores, {**settings, **record}, more)
+    write_scores(output_dir, scores, {**settings, **record}, more, answers=answers)
     for file in output_dir.glob(".answers-*"):
         file.unlink()

@@ -1,8 +1,7 @@
 """What lm-eval returns, or writes with --log_samples, in the results format."""
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,13 @@ import pandas as pd
 
 from bft_trl.evaluation.baselines import baseline_scores
 from bft_trl.evaluation.names import Scorer
+from bft_trl.evaluation.scores import document_key, document_parts
 
 # The task of recorded answers. Which of our tasks the gene sets belong to is found by their ids.
 RECORDED = "gene_sets"
 
 Samples = Sequence[Mapping[str, Any]]
+Documents = Sequence[Mapping[str, Any]]
 
 
 def scores_of_samples(
@@ -24,18 +25,24 @@ def scores_of_samples(
     *,
     model: str,
     scorers: Mapping[str, Scorer] | None = None,
+    test_sets: Mapping[str, Documents] | None = None,
+    gene_names: Mapping[str, str] | None = None,
     seed: int = 0,
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Returns scores and settings in the results format, with rows for the baselines of each task.
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Returns scores, answers and settings in the results format, with scores of the baselines of each task.
 
     Args:
         results: what `simple_evaluate` returns, with lm-eval's hashes of chat template and system instruction.
         samples: task to its logged samples, one for each document and filter.
         model: name of the model.
         scorers: task to its scorer of names; None scores the baselines of names by ROUGE only.
+        test_sets: task to all its documents, for the baselines; None takes the samples if these are all documents,
+            and leaves the baselines out if not.
+        gene_names: full name by symbol, for the baseline of words.
         seed: of the evaluation and of the baselines.
     """
     parts: list[pd.DataFrame] = []
+    answers: list[pd.DataFrame] = []
     tasks: dict[str, Any] = {}
     models: dict[str, Any] = {model: {}}
     for task in results["configs"]:
@@ -47,19 +54,33 @@ def scores_of_samples(
             # Some of lm-eval's metrics are aggregated from tuples: there is no score per document.
             frame = frame.infer_objects().select_dtypes(["number", "bool"]).astype(float)
             parts.append(_long(task, frame.add_suffix(f"[{name}]" if len(filters) > 1 else ""), model))
-        tasks[task] = _settings(task, results, logged, units) | {"filters": filters}
+        answers.append(_answers(task, logged, units, model))
+        tasks[task] = _settings(task, results) | {"filters": filters}
         named = "scorer_version" in tasks[task]
-        scorer = (scorers or {}).get(task, Scorer() if named else None)
-        documents = [sample["doc"] for sample in logged]
-        found = baseline_scores(documents, list(frame), scorer=scorer, rng=np.random.default_rng(seed))
+        documents: Documents = [sample["doc"] for sample in logged]
+        selected = None
+        if test_sets and task in test_sets:
+            documents, selected = test_sets[task], [sample["doc_id"] for sample in logged]
+        elif len(set(results["n-samples"][task].values())) > 1:
+            continue
+        found = baseline_scores(
+            documents,
+            list(frame),
+            scorer=(scorers or {}).get(task, Scorer() if named else None),
+            rng=np.random.default_rng(seed),
+            selected=selected,
+            gene_names=gene_names,
+        )
         for name, table in found.items():
             models[f"baseline: {name}"] = {"kind": "baseline"}
             parts.append(_long(task, table.set_axis(units), f"baseline: {name}"))
-    return pd.concat(parts, ignore_index=True).assign(seed=seed), {"tasks": tasks, "models": models}
+    scores = pd.concat(parts, ignore_index=True).assign(seed=seed)
+    settings = {"tasks": tasks, "models": models, "inputs": _inputs(results)}
+    return scores, pd.concat(answers, ignore_index=True), settings
 
 
-def read_lm_eval(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Returns scores and settings of a folder that `lm_eval run --log_samples` wrote.
+def read_lm_eval(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Returns scores, answers and settings of a folder that `lm_eval run --log_samples` wrote.
 
     Of several results of one model the latest one of each task counts. Raises FileNotFoundError or ValueError that
     names the file.
@@ -89,12 +110,6 @@ def read_lm_eval(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return scores_of_samples(merged, samples, model=folder.resolve().name)
 
 
-def documents_hash(units: Iterable[str], contents: Iterable[str]) -> str:
-    """Returns a hash of documents that does not depend on their order."""
-    pairs = sorted(zip(map(str, units), map(str, contents), strict=True))
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
-
-
 def _long(task: str, frame: pd.DataFrame, model: str) -> pd.DataFrame:
     rows = frame.reset_index().melt("unit", var_name="metric", value_name="score")
     return rows.assign(task=task, model=model)
@@ -106,7 +121,45 @@ def _units(samples: Samples) -> list[str]:
     return ids if len(set(ids)) == len(samples) else [str(sample["doc_id"]) for sample in samples]
 
 
-def _settings(task: str, results: Mapping[str, Any], logged: Samples, units: pd.Index) -> dict[str, Any]:
+def _inputs(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Encoder and background of the tasks that ask for names: the same for all of them."""
+    for config in results["configs"].values():
+        metadata = config.get("metadata") or {}
+        if "scorer_version" in metadata:
+            return {name: metadata.get(name) for name in ("encoder", "background", "data_dir")}
+    return {}
+
+
+def _answers(task: str, logged: Samples, units: pd.Index, model: str) -> pd.DataFrame:
+    """One row per document, see [`write_scores`]."""
+    rows = []
+    for sample in logged:
+        parts = document_parts(sample["doc"])
+        answer = _answer(sample["filtered_resps"], parts)
+        rows.append(
+            {
+                "answer": answer,
+                "reference": (parts.get("name") or parts["answer"]) if parts else str(sample["target"]),
+                "document": json.dumps(parts, ensure_ascii=False) if parts else None,
+                "key": document_key(parts) if parts else sample["doc_hash"],
+                "prompt": sample["prompt_hash"],
+            }
+        )
+    return pd.DataFrame(rows).assign(task=task, unit=units, model=model)
+
+
+def _answer(responses: Any, parts: Mapping[str, Any] | None) -> str | None:
+    """The text that was generated, or the label (else the position) of the most likely choice."""
+    if not isinstance(responses, Sequence) or isinstance(responses, str):
+        return str(responses)
+    if len(responses) == 1:
+        return str(responses[0])
+    # (log-likelihood, is greedy) of each choice; lm-eval's files hold them as text.
+    best = max(range(len(responses)), key=lambda i: float(responses[i][0]))
+    return str(parts["labels"][best]) if parts and "labels" in parts else str(best)
+
+
+def _settings(task: str, results: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree between runs that are compared."""
     config = results["configs"][task]
     metadata = config.get("metadata") or {}
@@ -118,8 +171,6 @@ def _settings(task: str, results: Mapping[str, Any], logged: Samples, units: pd.
         "chat_template": results.get("chat_template_sha"),
         "system_instruction": results.get("system_instruction_sha"),
         "generation_kwargs": config.get("generation_kwargs") if config["output_type"] == "generate_until" else None,
-        "documents": documents_hash(units, (s["doc"]["name"] if named else s["doc_hash"] for s in logged)),
-        "prompts": documents_hash(units, (sample["prompt_hash"] for sample in logged)),
         **named,
         "higher_is_better": results.get("higher_is_better", {}).get(task, {}),
     }

@@ -1,5 +1,6 @@
-"""The results format: one row per scored unit in `scores.parquet`, settings of tasks and models in `settings.json`."""
+"""The results format: scores per unit in `scores.parquet`, `answers.parquet`, and settings in `settings.json`."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +11,18 @@ import pandas as pd
 from bft_trl.io import write_files
 
 COLUMNS = ["task", "metric", "unit", "model", "seed", "score"]
+ANSWER_COLUMNS = ["task", "unit", "model", "answer", "reference", "document", "key", "prompt"]
 
 
 def write_scores(
-    output_dir: Path, scores: pd.DataFrame, settings: Mapping[str, Any], more: Mapping[str, bytes] | None = None
+    output_dir: Path,
+    scores: pd.DataFrame,
+    settings: Mapping[str, Any],
+    more: Mapping[str, bytes] | None = None,
+    *,
+    answers: pd.DataFrame | None = None,
 ) -> None:
-    """Writes `scores.parquet` and `settings.json` into `output_dir`, atomically.
+    """Writes `scores.parquet`, `answers.parquet` and `settings.json` into `output_dir`, atomically.
 
     Args:
         output_dir: folder.
@@ -23,11 +30,17 @@ def write_scores(
         settings: "tasks": what must agree between runs that are compared, and "higher_is_better" per metric, by task;
             "models": fingerprint and "kind" ("model" if it is not given, "baseline", "control", ...) by model.
         more: further files by name.
+        answers: one row per task, unit and model: answer and reference (texts), document (JSON of the parts that
+            scoring needs, see [`document_parts`]), and hashes of what is asked (key) and of the prompt; None for
+            results without texts.
     """
     table = scores[COLUMNS].astype({"unit": str, "seed": "int32", "score": "float64"})
     text = json.dumps(settings, indent=2, ensure_ascii=False, default=str) + "\n"
     # settings.json is last: where it is, the results are complete.
-    files = dict(more or {}) | {"scores.parquet": table.to_parquet(index=False), "settings.json": text.encode()}
+    files = dict(more or {})
+    if answers is not None:
+        files["answers.parquet"] = answers[ANSWER_COLUMNS].to_parquet(index=False)
+    files |= {"scores.parquet": table.to_parquet(index=False), "settings.json": text.encode()}
     write_files({output_dir / name: content for name, content in files.items()})
 
 
@@ -39,6 +52,12 @@ def read_scores(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise ValueError(f"{folder}: its scores.parquet or settings.json cannot be read ({error}).") from error
 
 
+def read_answers(folder: Path) -> pd.DataFrame:
+    """Returns the answers as [`write_scores`] takes them; an empty table if the folder has none."""
+    path = folder / "answers.parquet"
+    return pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=ANSWER_COLUMNS)
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """Returns `settings.json` of a folder."""
     return json.loads((folder / "settings.json").read_text(encoding="utf-8"))
@@ -47,3 +66,31 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def kind_of(settings: Mapping[str, Any], model: str) -> str:
     """Returns "model", or what else the rows of a name are: "baseline", "control", "enrichment" or "oracle"."""
     return settings["models"].get(model, {}).get("kind", "model")
+
+
+def document_parts(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the parts of a document that scoring needs: name and genes, or question, labels, options and answer.
+
+    None for documents of other tasks.
+    """
+    for parts in (("name", "genes"), ("question", "labels", "options", "answer")):
+        if document.keys() >= set(parts):
+            values = [document[part] for part in parts]
+            return {part: v if isinstance(v, str) else list(v) for part, v in zip(parts, values, strict=True)}
+    return None
+
+
+def parts_of(text: str) -> dict[str, Any]:
+    """Returns the parts of a document from the column "document" of the answers."""
+    return json.loads(text)
+
+
+def document_key(parts: Mapping[str, Any]) -> str:
+    """Returns a hash of what a document asks: name and genes in any order, or question and options.
+
+    Case and white space do not count. Equal documents of different files have equal keys.
+    """
+    first, rest = ("name", "genes") if "genes" in parts else ("question", "options")
+    asked, *others = (" ".join(str(part).lower().split()) for part in (parts[first], *parts[rest]))
+    text = json.dumps([asked, *(sorted(others) if rest == "genes" else others)])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bft_trl.training.callbacks import vanishing_remedy, weights_tokens, window_advice
+
 # Thresholds of this project, not measured.
-FEW_WINDOWED = 0.05
 MANY_NEAR_ZERO = 0.3
 CONFIDENT = 0.9
 
-_Found = Iterator[tuple[str, str, str]]
+_LEVELS = ("error", "warning", "note")
 
 
 def advice(metrics: Mapping[str, Any], objective: Mapping[str, Any], *, max_length: int) -> list[dict[str, str]]:
@@ -20,13 +21,12 @@ def advice(metrics: Mapping[str, Any], objective: Mapping[str, Any], *, max_leng
         max_length: where rows are cut.
     """
     metrics = {name: 0 if value is None else value for name, value in metrics.items()}
-    rules = [*_data(metrics, max_length), *_objective(metrics, objective), *_repeats(metrics)]
-    found = [{"level": level, "code": code, "text": text} for level, code, text in rules]
-    found.sort(key=lambda entry: ("error", "warning", "note").index(entry["level"]))
-    return found or [{"level": "note", "code": "nothing", "text": "No problem found."}]
+    found = [*_about_data(metrics, max_length), *_about_objective(metrics, objective)]
+    found = sorted(found, key=lambda entry: _LEVELS.index(entry[0])) or [("note", "nothing", "No problem found.")]
+    return [{"level": level, "code": code, "text": text} for level, code, text in found]
 
 
-def _data(metrics: Mapping[str, Any], max_length: int) -> _Found:
+def _about_data(metrics: Mapping[str, Any], max_length: int) -> Iterator[tuple[str, str, str]]:
     samples, without, uncut, ends = (metrics[name] for name in ("samples", "without_target", "uncut", "ends"))
     if without:
         yield (
@@ -51,22 +51,21 @@ def _data(metrics: Mapping[str, Any], max_length: int) -> _Found:
             f"In {uncut - ends} of {uncut} uncut samples no end-of-turn token is supervised: the model does not learn "
             "to stop. Check the chat template, and `assistant_only_loss`.",
         )
+    if metrics["duplicates"]:
+        yield "warning", "duplicates", f"{metrics['duplicates']} of all {metrics['rows']} rows equal an earlier row."
+    if metrics["ambiguous_prompts"]:
+        yield "note", "ambiguous", f"{metrics['ambiguous_prompts']} prompts have different answers in different rows."
 
 
-def _objective(metrics: Mapping[str, Any], objective: Mapping[str, Any]) -> _Found:
-    loss_type, version = objective["loss_type"], objective["bft_version"]
-    fraction, targets = metrics["near_zero_fraction"], metrics["samples"] - metrics["without_target"]
-    weighs_tokens = loss_type == "dft" or (loss_type == "bft" and objective["token_weighting"])
-    if weighs_tokens and fraction >= MANY_NEAR_ZERO:
-        remedy = "`bft_version='v3'` or a floor such as `min_token_weight=0.1`"
-        if version == "v3":
-            remedy = "a floor such as `min_token_weight=0.1`, or a base model that knows the field better"
-        remedy = f"`loss_type='bft'` with {remedy}" if loss_type == "dft" else remedy
+def _about_objective(metrics: Mapping[str, Any], objective: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    targets = metrics["samples"] - metrics["without_target"]
+    if weights_tokens(objective) and metrics["near_zero_fraction"] >= MANY_NEAR_ZERO:
         yield (
             "warning",
             "signal_vanishes",
-            f"{fraction:.0%} of the supervised tokens have a weight under 0.01 (mean {metrics['token_weight']:.3f}). "
-            f"The training signal vanishes where the model knows little. Try {remedy}.",
+            f"{metrics['near_zero_fraction']:.0%} of the supervised tokens have a weight under 0.01 (mean "
+            f"{metrics['token_weight']:.3f}): the training signal vanishes where the model knows little. Try "
+            f"{vanishing_remedy(objective)}.",
         )
     if metrics["group_confidence"] >= CONFIDENT:
         yield (
@@ -75,20 +74,6 @@ def _objective(metrics: Mapping[str, Any], objective: Mapping[str, Any]) -> _Fou
             f"The model is confident of this text (mean group confidence {metrics['group_confidence']:.2f}); the mean "
             f"sample weight is {metrics['sample_weight']:.2f}. There may be little to learn.",
         )
-    uses_window = loss_type == "bft" and (objective["sample_weighting"] or version == "v3")
-    if uses_window and metrics["windowed"] < FEW_WINDOWED * targets:
-        yield (
-            "warning",
-            "window_never_acts",
-            f"Only in {metrics['windowed']} of {targets} samples the window of `group_size={objective['group_size']}` "
-            f"acts (median answer {metrics['median_length']:.0f} tokens). In the others the group confidence is the "
-            "mean over the answer. Lower `group_size` to below the typical answer length if that is not meant.",
-        )
-
-
-def _repeats(metrics: Mapping[str, Any]) -> _Found:
-    if metrics["duplicates"]:
-        text = f"{metrics['duplicates']} of all {metrics['rows']} rows equal an earlier row."
-        yield "warning", "duplicates", text
-    if metrics["ambiguous_prompts"]:
-        yield "note", "ambiguous", f"{metrics['ambiguous_prompts']} prompts have different answers in different rows."
+    if targets and (text := window_advice(objective, metrics["windowed"] / targets)):
+        text += f" The median answer has {metrics['median_length']:.0f} supervised tokens."
+        yield "warning", "window_never_acts", text

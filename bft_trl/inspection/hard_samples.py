@@ -47,7 +47,10 @@ def read_sample_log(run: Path) -> pd.DataFrame:
     log.loc[pieces, ["window_first", "window_end"]] = 0
     sums = dict.fromkeys(("nll", "sample_weight", "tokens"), "sum")
     rest = {"step": "max", "group_confidence": "min", "window_first": "first", "window_end": "first"}
-    merged = log.groupby(["epoch", "row"], as_index=False).agg(sums | rest)
+    samples = log.groupby(["epoch", "row"])
+    merged = samples.agg(sums | rest)
+    merged["nll"] = merged["nll"].where(samples["nll"].count() == samples.size())  # a sum leaves NaN out
+    merged = merged.reset_index()
     return merged.sort_values(["epoch", "step", "row"], ignore_index=True)[log.columns]
 
 
@@ -113,22 +116,24 @@ def hard_samples(
     check_folder(output_dir)
     if top < 1:
         raise ValueError(f"`top={top}` must be 1 or more.")
-    log = _with_source(_with_names(read_sample_log(run), dataset, run), source)
+    log = _with_names(read_sample_log(run), dataset, run)
+    known = sorted(log["source"].dropna().unique())
+    if source is not None and source not in known:
+        raise ValueError(f"`source={source!r}` is not in the data set, which has {known[:20]}.")
+    log = log if source is None else log[log["source"] == source]
     finite = np.isfinite(log["nll"])
     samples = by_sample(log[finite])
     lists = {name: table for name, table in rank(samples).items() if len(table) or samples["epochs"].max() > 1}
     shown = {name: table.head(top) for name, table in lists.items()}
     texts = _window_texts(run, dataset, pd.concat([samples.head(0), *shown.values()]), config or {})
+    rows = {name: _records(table.assign(window_text=table["row"].map(texts))) for name, table in shown.items()}
     result: dict[str, Any] = {
         "run": run.name,
         "samples": len(samples),
         "epochs": int(log["epoch"].max()) + 1,
         "steps": int(log["step"].max()),
         "not_finite": sorted(log.loc[~finite, "id"].unique()),
-        "lists": {
-            name: {"by": LISTS[name], "count": len(lists[name]), "rows": _records(table, texts)}
-            for name, table in shown.items()
-        },
+        "lists": {name: {"by": LISTS[name], "count": len(lists[name]), "rows": rows[name]} for name in lists},
         "sources": _records(by_source(log)),
     }
     files = {"samples.csv": samples.to_csv(index=False), "index.html": hard_samples_page(result, samples)}
@@ -145,14 +150,6 @@ def _with_names(log: pd.DataFrame, dataset: Dataset, run: Path) -> pd.DataFrame:
     ids, sources = columns.get("id", range(len(dataset))), columns.get("source", [None] * len(dataset))
     texts = [None if source is None else str(source) for source in sources]
     return log.assign(id=[str(ids[row]) for row in log["row"]], source=[texts[row] for row in log["row"]])
-
-
-def _with_source(log: pd.DataFrame, source: str | None) -> pd.DataFrame:
-    """Returns the samples of one source, or all for None."""
-    known = sorted(log["source"].dropna().unique())
-    if source is not None and source not in known:
-        raise ValueError(f"`source={source!r}` is not in the data set, which has {known[:20]}.")
-    return log if source is None else log[log["source"] == source]
 
 
 def _window_texts(run: Path, dataset: Dataset, samples: pd.DataFrame, config: Mapping[str, Any]) -> dict[int, str]:
@@ -176,18 +173,14 @@ def _window_texts(run: Path, dataset: Dataset, samples: pd.DataFrame, config: Ma
 
 
 def _tokenizer_folder(run: Path) -> Path:
-    """Returns the run folder, or its newest checkpoint if only those hold the tokenizer."""
+    """Returns the run folder, or its newest checkpoint if only those have the tokenizer."""
     checkpoints = sorted(run.glob("checkpoint-*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
     for folder in (run, *checkpoints):
         if (folder / "tokenizer_config.json").is_file():
             return folder
-    raise FileNotFoundError(f"{run} holds no tokenizer. Save the run with `trainer.save_model()`.")
+    raise FileNotFoundError(f"{run} has no tokenizer. Save the run with `trainer.save_model()`.")
 
 
-def _records(table: pd.DataFrame, texts: Mapping[int, str] | None = None) -> list[dict[str, Any]]:
-    """Returns the rows as dicts, None for NaN, with their window texts if these are given."""
-    if texts is not None:
-        table = table.assign(window_text=table["row"].map(texts))
-    return [
-        {name: None if pd.isna(value) else value for name, value in row.items()} for row in table.to_dict("records")
-    ]
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Returns the rows as dicts, None for NaN."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")

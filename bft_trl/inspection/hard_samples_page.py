@@ -15,7 +15,7 @@ def hard_samples_page(result: Mapping[str, Any], samples: pd.DataFrame) -> str:
     """Returns the result of `hard_samples` as a self-contained HTML file, with all texts escaped."""
     again = samples[samples["epochs"] > 1]
     plot = inline_svg(_plot(again).decode()) if len(again) else ""
-    template = environment(autoescape=True).get_template("hard_samples.html.j2")
+    template = environment().get_template("hard_samples.html.j2")
     return template.render(dict(result) | {"plot": plot})
 
 

@@ -22,8 +22,7 @@ from bft_trl.inspection.token_scores import sample_scores, token_scores
 from bft_trl.io import check_folder, write_files
 from bft_trl.models import Run, fingerprint, load_run, load_tokenizer
 from bft_trl.training.tokenization import tokenize_dataset
-from bft_trl.training.validation import check_dataset, has_target, keep_gradients
-from bft_trl.training.validation import find_missing_text as missing_text
+from bft_trl.training.validation import check_dataset, find_missing_text, has_target, keep_gradients
 
 _TEXT_COLUMNS = ("prompt", "completion", "messages", "conversations", "text")
 
@@ -59,7 +58,7 @@ def inspect_samples(
     numbers = {"num_samples": num_samples, "max_length": max_length, "batch_size": batch_size, "seed": seed}
     args = _config(output_dir, config or {}, device, **numbers)
     check_dataset(dataset, args, None, dataset_name)
-    if message := missing_text(dataset, args, dataset_name):
+    if message := find_missing_text(dataset, args, dataset_name):
         raise ValueError(message)
     drawn = sorted(np.random.default_rng(seed).permutation(len(dataset))[:num_samples].tolist())
     tokenizer = load_tokenizer(run)

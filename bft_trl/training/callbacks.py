@@ -1,5 +1,6 @@
 """Callbacks of the trainer: gradients that are not finite, warnings, and the sample log."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,34 @@ from bft_trl.training.metrics import SUMS
 from bft_trl.training.sample_log import SampleLog
 
 logger = get_logger(__name__)
+
+# Threshold of this project, not measured.
+FEW_WINDOWED = 0.05
+
+
+def weights_tokens(objective: Mapping[str, Any]) -> bool:
+    """Returns whether the loss of `BFTConfig.objective()` has token weights."""
+    return objective["loss_type"] == "dft" or (objective["loss_type"] == "bft" and objective["token_weighting"])
+
+
+def window_advice(objective: Mapping[str, Any], fraction: float) -> str | None:
+    """Returns advice if the objective has a window that acts only in a small `fraction` of the samples, else None."""
+    uses_window = objective["sample_weighting"] or objective["bft_version"] == "v3"
+    if objective["loss_type"] != "bft" or not uses_window or fraction >= FEW_WINDOWED:
+        return None
+    return (
+        f"Only {fraction:.0%} of the samples are long enough for the confidence window of "
+        f"`group_size={objective['group_size']}` supervised tokens to act; for the others the group confidence is the "
+        "mean over the sample. Lower `group_size` to below the typical answer length if that is not meant."
+    )
+
+
+def vanishing_remedy(objective: Mapping[str, Any]) -> str:
+    """Returns what to try if the token weights of an objective are near zero."""
+    remedy = "a floor such as `min_token_weight=0.1`, or a base model that knows the field better"
+    if objective["bft_version"] != "v3":
+        remedy = f"`bft_version='v3'`, {remedy}"
+    return f"`loss_type='bft'` with {remedy}" if objective["loss_type"] == "dft" else remedy
 
 
 def check_finite(sums: torch.Tensor, rows: torch.Tensor | None, step: int) -> None:
@@ -65,39 +94,19 @@ class RunWarnings(TrainerCallback):
         self.given.clear()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not logs or "nll" not in logs or self.args.loss_type == "nll":
+        objective = self.args.objective()
+        if not logs or "nll" not in logs or objective["loss_type"] == "nll":
             return
-        messages = {"window": self._window(logs), "weight": self._weight(logs), "nll": self._nll(state)}
+        messages = {"window": window_advice(objective, logs["windowed_fraction"]), "nll": self._nll(state)}
+        if weights_tokens(objective) and logs["token_weight"] < 0.01:
+            messages["weight"] = (
+                f"The mean token weight is {logs['token_weight']:.4f}: the training signal vanishes where the model "
+                f"knows little. Try {vanishing_remedy(objective)}."
+            )
         for kind, message in messages.items():
             if message and kind not in self.given:
                 self.given.add(kind)
                 logger.warning(message)
-
-    @property
-    def _remedy(self) -> str:
-        remedy = (
-            "`bft_version='v3'`, a floor such as `min_token_weight=0.1`, or a base model that knows the field better"
-        )
-        return f"`loss_type='bft'` with {remedy}" if self.args.loss_type == "dft" else remedy
-
-    def _window(self, logs: dict[str, float]) -> str | None:
-        args = self.args
-        uses_window = args.loss_type == "bft" and (args.sample_weighting or args.bft_version == "v3")
-        if not uses_window or logs["windowed_fraction"] >= 0.05:
-            return None
-        return (
-            f"Only {logs['windowed_fraction']:.0%} of the samples are long enough for the confidence window of "
-            f"`group_size={args.group_size}` supervised tokens to act; for the others the group confidence is the "
-            "mean over the sample. Lower `group_size` to below the typical answer length if that is not meant."
-        )
-
-    def _weight(self, logs: dict[str, float]) -> str | None:
-        if (self.args.loss_type != "dft" and not self.args.token_weighting) or logs["token_weight"] >= 0.01:
-            return None
-        return (
-            f"The mean token weight is {logs['token_weight']:.4f}: the training signal vanishes where the model knows "
-            f"little. Try {self._remedy}."
-        )
 
     def _nll(self, state: Any) -> str | None:
         tenth = state.max_steps / 10
@@ -114,7 +123,8 @@ class RunWarnings(TrainerCallback):
             return None
         return (
             f"The unweighted nll is {now:.3f} at step {state.global_step}, above its start of {before:.3f}: the model "
-            f"unlearns the text it is trained on. Try {self._remedy}, or a lower `learning_rate`."
+            f"gets worse on its training text. Try {vanishing_remedy(self.args.objective())}, or a lower "
+            "`learning_rate`."
         )
 
 

@@ -20,7 +20,7 @@ def resolve_checkpoint(resume: str | bool | None, output_dir: Path, objective: M
     if not resume:
         if any(output_dir.glob("checkpoint-*")):
             logger.warning(
-                "`output_dir=%r` holds checkpoints of an earlier run, which this one will overwrite. Resume with "
+                "`output_dir=%r` has checkpoints of an earlier run, which this one will overwrite. Resume with "
                 "`resume_from_checkpoint=True`, or choose another folder.",
                 str(output_dir),
             )
@@ -37,34 +37,31 @@ def resolve_checkpoint(resume: str | bool | None, output_dir: Path, objective: M
                 f"`resume_from_checkpoint={resume!r}` is not a complete checkpoint: {reason}. Name a folder "
                 "'checkpoint-<step>' of the run, or pass True for the last complete one."
             )
-    _check_same_objective(folder, objective)
+    if changed := changed_objective(folder, objective):
+        raise ValueError(
+            f"{folder} was trained with another objective: {changed}. Set the same values to resume from it, or start "
+            "again in another `output_dir`."
+        )
     return str(folder)
 
 
-def _check_same_objective(folder: Path, objective: Mapping[str, Any]) -> None:
+def changed_objective(folder: Path, objective: Mapping[str, Any]) -> str:
+    """Returns what differs from the objective in `folder`; "" if nothing does, or for a folder of plain TRL."""
     file = folder / "objective.json"
-    if not file.is_file():  # a checkpoint of plain TRL
-        return
+    if not file.is_file():
+        return ""
     before = json.loads(file.read_text(encoding="utf-8"))
     # Under the other objectives the other fields have no effect.
     bft = objective["loss_type"] == before.get("loss_type") == "bft"
     names = objective if bft else ["loss_type", "token_weight_power", "anchor_coef"]
-    changed = [
-        f"{name} was {before.get(name)!r}, is {objective[name]!r}"
-        for name in names
-        if before.get(name) != objective[name]
-    ]
-    if changed:
-        raise ValueError(
-            f"{folder} was trained with another objective: {'; '.join(changed)}. Set the same values to resume from "
-            "it, or start again in another `output_dir`."
-        )
+    changed = [name for name in names if before.get(name) != objective[name]]
+    return "; ".join(f"{name} was {before.get(name)!r}, is {objective[name]!r}" for name in changed)
 
 
 def write_run_files(folder: Path, objective: Mapping[str, Any], model: Any) -> None:
     """Writes objective.json and base_model.json, which says how the base model was quantized (PEFT does not)."""
-    quantization = getattr(model.config, "quantization_config", None)
-    settings = quantization if quantization is None or isinstance(quantization, dict) else quantization.to_dict()
-    loading = {"quantization": settings}
+    quantization: Any = getattr(model.config, "quantization_config", None)
+    if hasattr(quantization, "to_dict"):
+        quantization = quantization.to_dict()
     write_text(folder / "objective.json", json.dumps(objective, indent=2) + "\n")
-    write_text(folder / "base_model.json", json.dumps(loading, indent=2, default=str) + "\n")
+    write_text(folder / "base_model.json", json.dumps({"quantization": quantization}, indent=2, default=str) + "\n")

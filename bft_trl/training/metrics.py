@@ -7,7 +7,7 @@ import torch
 
 from bft_trl.weighting import SupervisedTokens, Weights
 
-# The columns of a tensor of sums. One more column holds the lowest group confidence.
+# The columns of a tensor of sums. One more column has the lowest group confidence.
 SUMS = (
     "samples",
     "tokens",
@@ -70,8 +70,7 @@ def sum_by_sample(
         "windowed": weights.windowed,
         "anchor_kl": anchor,
     }
-    lowest = columns["group_confidence"]
-    return torch.stack([*(columns[name].double() for name in SUMS), lowest.double()], dim=1)
+    return torch.stack([columns[name].double() for name in (*SUMS, "group_confidence")], dim=1)
 
 
 def sum_by_index(sums: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
@@ -89,7 +88,7 @@ def sum_by_row(
 
     Args:
         sums: (B, len(SUMS) + 1) of the samples.
-        row: (B,) the row of the batch that holds each sample.
+        row: (B,) the row of the batch of each sample.
         rows: number of rows of the batch.
         value: (B,) index of the column value of each sample, None without `metrics_by_column`.
         values: number of column values.

@@ -120,19 +120,19 @@ def row_columns(args: BFTConfig, train_dataset: Any, data_collator: Any) -> RowC
         return None
     obstacle = None
     if data_collator is not None:
-        obstacle = "a `data_collator` of your own does not carry row numbers"
+        obstacle = "a custom `data_collator` does not carry row numbers"
     elif not isinstance(train_dataset, Dataset):
         obstacle = "it needs a `Dataset`, not an `IterableDataset`"
     elif train_dataset.format["type"] == "custom":
         obstacle = "a dataset with `with_transform` shows only the columns of its transform"
     elif "seq_lengths" in train_dataset.column_names:
-        obstacle = "the rows of a packed dataset hold several documents; pass it before packing"
+        obstacle = "the rows of a packed dataset contain several documents; pass it before packing"
     elif {"image", "images"} & {*train_dataset.column_names}:
         obstacle = "TRL's collator for image datasets does not carry row numbers"
     if obstacle is not None:
         option = wanted[0]
         default = BFTConfig.__dataclass_fields__[option].default
-        raise ValueError(f"`{option}={options[option]!r}` cannot be honored: {obstacle}. Set `{option}={default!r}`.")
+        raise ValueError(f"`{option}={options[option]!r}` cannot be used: {obstacle}. Set `{option}={default!r}`.")
     return RowColumns(loss_type=args.loss_type, **options)
 
 

@@ -207,7 +207,7 @@ def find_missing_text(dataset: Dataset, args: BFTConfig, name: str) -> str | Non
 
 
 def _is_text(value: Any) -> bool:
-    """Returns whether a value is a text or a conversation. A message may hold a tool call or reasoning instead."""
+    """Returns whether a value is a text or a conversation. A message may have a tool call or reasoning instead."""
     if isinstance(value, list) and value:
         keys = ("content", "tool_calls", "reasoning_content")
         return all(isinstance(turn, dict) and any(turn.get(key) is not None for key in keys) for turn in value)

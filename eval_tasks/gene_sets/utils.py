@@ -7,7 +7,7 @@ from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 
 from bft_trl.data.evaluation_sets import load_evaluation_sets
-from bft_trl.evaluation.names import load_scorer, score_names
+from bft_trl.evaluation.names import load_scorer, proposed_name, score_names
 from bft_trl.models import MEDCPT
 from bft_trl.prompts import gene_set_prompt, parse_process
 
@@ -35,6 +35,10 @@ def prompt(doc: dict[str, Any]) -> str:
     return gene_set_prompt(doc["genes"])
 
 
+def _name(doc: dict[str, Any], response: str) -> str | None:
+    return proposed_name(parse_process(response), doc["genes"])
+
+
 class GeneSetTask(ConfigurableTask):
     """An lm-eval task whose answers are scored together, because an encoder works in batches.
 
@@ -57,7 +61,7 @@ class GeneSetTask(ConfigurableTask):
         filtered = super().apply_filters()
         self._score(
             [
-                (instance.doc["name"], parse_process(response))
+                (instance.doc["name"], _name(instance.doc, response))
                 for instance in self.instances
                 for response in instance.filtered_resps.values()
             ]
@@ -65,7 +69,7 @@ class GeneSetTask(ConfigurableTask):
         return filtered
 
     def process_results(self, doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-        answer = (doc["name"], parse_process(results[0]))
+        answer = (doc["name"], _name(doc, results[0]))
         if answer not in self._scores:
             self._score([answer])
         return self._scores[answer]

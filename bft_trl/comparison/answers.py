@@ -1,0 +1,73 @@
+"""The documents of a comparison for its page: reference, and the answer and the scores of each run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bft_trl.comparison.runs import Run
+from bft_trl.evaluation.names import recorded_name
+from bft_trl.evaluation.scores import parts_of
+from bft_trl.prompts import parse_choice
+
+_LONGEST = 160
+
+
+def document_tables(base: Run, others: Sequence[Run], tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns a table per task whose documents are known, ready for JSON.
+
+    Each has the task, the names of the runs (the baseline first), the metrics, and the documents: id, what is asked,
+    reference, answers (one per run) and scores (by metric one per run, None where a run has none).
+    """
+    tables = []
+    for task in tasks:
+        runs = [run for run in (base, *others) if task in run.tasks]
+        metrics = [metric for of, metric in base.scores if of == task]
+        if not all(len(run.answers) and task in run.answers.index.get_level_values("task") for run in runs):
+            continue
+        units = base.scores[task, metrics[0]].index
+        texts = [run.answers.loc[task].reindex(units) for run in runs]
+        scores = {metric: [_scores(run, task, metric, units) for run in runs] for metric in metrics}
+        documents = []
+        for place, unit in enumerate(units):
+            parts = _parts(texts[0]["document"].iloc[place])
+            documents.append(
+                {
+                    "id": str(unit),
+                    "asked": _short(", ".join(parts["genes"]) if "genes" in parts else parts.get("question", "")),
+                    "reference": _shown(texts[0]["reference"].iloc[place], parts),
+                    "answers": [_shown(table["answer"].iloc[place], parts) for table in texts],
+                    "scores": [[column[place] for column in scores[metric]] for metric in metrics],
+                }
+            )
+        tables.append({"task": task, "runs": [run.name for run in runs], "metrics": metrics, "documents": documents})
+    return tables
+
+
+def _scores(run: Run, task: str, metric: str, units: pd.Index) -> list[float | None]:
+    if (task, metric) not in run.scores:
+        return [None] * len(units)
+    values = run.unit_scores(task, metric).reindex(units)
+    return [None if pd.isna(value) else round(float(value), 3) for value in values]
+
+
+def _parts(document: str | None) -> Mapping[str, Any]:
+    return parts_of(document) if isinstance(document, str) else {}
+
+
+def _shown(answer: Any, parts: Mapping[str, Any]) -> str | None:
+    """The name that an answer proposes, or its label with the option; else its text, shortened. None for none."""
+    if not isinstance(answer, str) or not answer.strip():
+        return None
+    if "labels" in parts:
+        label = answer if answer in parts["labels"] else parse_choice(answer, parts["labels"])
+        option = dict(zip(parts["labels"], parts["options"], strict=True)).get(label or "")
+        if label is not None:
+            return _short(f"{label}. {option}" if option else label)
+    name = recorded_name(answer) if "genes" in parts else None
+    return _short(name or answer)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
