@@ -21,7 +21,8 @@ ALLOWED = {
     "comparison": {"evaluation", *BASE},
     "inspection": {"comparison", "training", "weighting", "config", *BASE},
     "biology": {"comparison", "evaluation", *BASE},
-    "runs": {"comparison", "trainer", "training", "config", *BASE},
+    "demo": {"evaluation", *BASE},
+    "runs": {"demo", "evaluation", "comparison", "trainer", "training", "config", *BASE},
 }
 ALLOWED["cli"] = {*ALLOWED}
 

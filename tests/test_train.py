@@ -12,14 +12,13 @@ import pandas as pd
 import pytest
 import torch
 from conftest import build_model, build_tokenizer, sample_rows
-from datasets import Dataset
 
-from bft_trl import load_gene_sets, runs
+from bft_trl import demo, load_gene_sets, runs
 from bft_trl.cli.main import main
 from bft_trl.cli.train import DEMO, GENE_SETS, parse
+from bft_trl.evaluation.names import Scorer
 from bft_trl.io import lock
 from bft_trl.models import HUB_ID, INSTALL, demo_model, wheel_file
-from bft_trl.prompts import conversation
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CONFIGS = sorted((EXAMPLES / "configs").glob("*.yaml"))
@@ -90,14 +89,24 @@ def test_qlora_on_a_file_writes_what_the_readme_names(model_folder, data, tmp_pa
     assert json.loads((out / "summary.json").read_text())["steps"] == 3
 
 
-def test_shipped_gene_sets_are_the_default_data(model_folder, tmp_path, caplog):
+def few_sets(split, **options):
+    return load_gene_sets(split, **options).select(range(3 if split == "test" else 48))
+
+
+def test_shipped_gene_sets_are_the_default_data(model_folder, tmp_path, caplog, monkeypatch):
     """Three steps with `logging_steps=5` have one row in metrics.csv, with nll."""
     out = tmp_path / "out"
+    monkeypatch.setattr(demo, "demo_scorer", Scorer)
+    monkeypatch.setattr(runs, "load_gene_sets", few_sets)
     arguments = [*SMALL.split(), "--max_steps", 3, "--logging_steps", 5, "--load_in_4bit", "False"]
     assert run("--model_name_or_path", model_folder, "--output_dir", out, *arguments) == 0
-    assert "0.02 epochs of 1200 training rows" in caplog.text
+    assert "0.04 epochs of 615 training rows" in caplog.text
     summary = json.loads((out / "summary.json").read_text())
-    assert [row["reference"] for row in summary["names"]] == load_gene_sets("eval")["name"][:2]
+    assert [row["reference"] for row in summary["names"]] == load_gene_sets("eval", max_genes=9)["name"][:2]
+    systems = pd.read_csv(out / "demo.csv")["system"].tolist()
+    assert systems[:2] == ["before training", "after training"]
+    assert systems[-1] == "GeneAgent, recorded"
+    assert "| after training |" in (out / "README.md").read_text()
     metrics = pd.read_csv(out / "metrics.csv")
     assert metrics.loc[metrics["nll"].notna(), "step"].tolist() == [3]
 
@@ -268,15 +277,14 @@ def example_settings(monkeypatch, *arguments):
 
 
 def test_example_trains_and_resumes(model_folder, tmp_path, monkeypatch, capsys):
-    rows = Dataset.from_list([conversation(row["prompt"], row["completion"]) for row in sample_rows(48)])
-    monkeypatch.setattr(train, "load_gene_sets", lambda split: rows)
+    monkeypatch.setattr(demo, "demo_scorer", Scorer)
+    monkeypatch.setattr(train, "load_gene_sets", few_sets)
     out = tmp_path / "out"
     settings = "--load_in_4bit False --max_steps 2 --eval_strategy steps --eval_steps 2 --save_steps 2"
     arguments = ["--model_name_or_path", model_folder, "--output_dir", out, *settings.split(), "--eval_on_start", "1"]
     example(monkeypatch, *arguments)
-    shown = capsys.readouterr().out
-    assert shown.count("before:") == shown.count("after:") == 4
-    assert "Held-out nll: " in shown
+    assert f"Adapter and model card: {out}" in capsys.readouterr().out
+    assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
     card = (out / "README.md").read_text()
     assert f"base_model: {HUB_ID}" in card
     assert str(tmp_path) not in card

@@ -24,23 +24,27 @@ logger = logging.getLogger(__name__)
 SHIPPED = resources.files("bft_trl") / "data" / "gene_sets"
 
 
-def load_gene_sets(split: str = "train", *, described: bool = False) -> "Dataset":
+def load_gene_sets(split: str = "train", *, described: bool = False, max_genes: int | None = None) -> "Dataset":
     """Loads the gene sets that ship with the package, in TRL's conversational prompt-completion form.
 
     Args:
-        split: "train" (1,200 sets) or "eval" (150 sets).
+        split: "train" (1,200 sets), "eval" (150 sets) or, with `described` only, "test": 100 of GeneAgent's GO sets
+            of 3 to 9 genes, which the others do not give away.
         described: prompts with the full names of the genes and answers with the name of the process alone, instead of
             symbols and an analysis.
+        max_genes: leave larger sets out.
 
     Returns a data set with the columns id, source, name, genes, gene_names, prompt and completion. Attribution and
     the command are in the README beside the files. Raises ValueError for another split.
     """
     from datasets import Dataset
 
-    if split not in ("train", "eval"):
-        raise ValueError(f"`split={split!r}` is not known: choose 'train' or 'eval'.")
+    if split not in ("train", "eval", *(["test"] if described else [])):
+        raise ValueError(f"`split={split!r}` is not known: choose 'train' or 'eval' ('test' with `described=True`).")
     with resources.as_file(SHIPPED / f"{split}.parquet") as path:
         table = read_table(path)
+    if max_genes is not None:
+        table = table[table["genes"].str.len() <= max_genes].reset_index(drop=True)
     if described:
         table = to_rows(table, source="go_bp", analysis=False, described=True)
     return Dataset.from_pandas(table, preserve_index=False)
