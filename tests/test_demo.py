@@ -55,10 +55,11 @@ def test_report_by_hand(report):
 
 
 def test_report_is_added_to_the_card(report, tmp_path):
+    """ROUGE-1 of "near x" against "x" is 2/3 (precision 1/2, recall 1), then 1 and 0: 0.556."""
     (tmp_path / "README.md").write_text("# Card\n")
     log_report(report, [{"step": 0, "eval_nll": 4.0}, {"step": 5, "nll": 3.0}], tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("# Card\n\n## Names of held-out gene sets")
-    assert "| after training | 1.00 | 0.333 | 0.167 | 66.7 | 3 | 2.00 |" in card
+    assert "| after training | 1.00 | 0.556 | 0.167 | 66.7 | 3 | 2.00 |" in card
     assert pd.read_csv(tmp_path / "demo.csv")["system"].tolist() == report.table.index.tolist()
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
