@@ -226,14 +226,16 @@ def test_recipes_parse(config):
 def test_defaults_depend_on_model_and_data(dash, tmp_path):
     def settings(*arguments):
         _, _, args, model = parse([word.replace("_", dash) if word[:2] == "--" else word for word in arguments])
-        assert model.load_in_4bit
+        assert model.load_in_4bit == (
+            torch.cuda.is_available() or bool({*own_model, *own_data, "--config"} & {*arguments})
+        )
         return args.output_dir, args.max_steps, args.group_size, args.learning_rate
 
     own_model, own_data = ["--model_name_or_path", "a/Qwen3-1.7B"], ["--dataset_name", "some/data.v2"]
     demo = DEMO["max_steps"], GENE_SETS["group_size"], DEMO["learning_rate"]
     assert settings() == ("outputs/bft", *demo)
     assert settings("--loss_type", "nll") == ("outputs/nll", *demo)
-    assert settings(*own_model) == ("outputs/bft-Qwen3-1.7B", -1, 32, 2e-4)
+    assert settings(*own_model) == ("outputs/bft-Qwen3-1.7B", -1, 4, 2e-4)
     assert settings(*own_data) == ("outputs/bft-data.v2", -1, 256, 2e-4)
     assert settings(*own_data, *own_model) == ("outputs/bft-data.v2-Qwen3-1.7B", -1, 256, 2e-4)
     # of a file the same keys as of flags, which override it
@@ -251,7 +253,7 @@ def test_help_has_the_defaults_for_own_data(capsys):
     assert "learning rate for AdamW. (default: 0.0002)" in text
     assert "(e.g. a streaming dataset). (default: -1)" in text
     assert "the command is a demo" in text
-    assert "--group_size 32 --max_length 512 --learning_rate 0.0001 --max_steps 24" in text
+    assert "--group_size 4 --max_length 512 --learning_rate 0.001 --token_weight_power 0.5 --max_steps 75" in text
 
 
 # --- examples/train.py -----------------------------------------------------------------------------------------------
