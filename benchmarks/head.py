@@ -1,4 +1,4 @@
-"""The loss head alone, hidden states to BFT loss and gradient, over tokens, vocabulary and supervised share.
+"""The loss head alone, hidden states to BFT loss and gradient, over tokens, vocabulary and supervised fraction.
 
     python benchmarks/head.py            # about half an hour on two cores; writes head.csv and the plot
     python benchmarks/head.py --plot     # the plot and the tables from head.csv
@@ -42,12 +42,12 @@ def cases() -> list[dict[str, Any]]:
     """The table, 2 x 1,024 positions; then tokens up to where full logits do not fit; then the vocabulary."""
     models = ({"vocabulary": 49_152, "width": 576}, {"vocabulary": 128_256, "width": 1024})
     found: list[dict[str, Any]] = [
-        {"part": "table", "arm": arm, **model, "batch": 2, "length": 1024, "share": share}
+        {"part": "table", "arm": arm, **model, "batch": 2, "length": 1024, "fraction": fraction}
         for model in models
-        for share in (0.25, 1.0)
+        for fraction in (0.25, 1.0)
         for arm in ARMS
     ]
-    one_row = {"batch": 1, "share": 1.0, "width": 576}
+    one_row = {"batch": 1, "fraction": 1.0, "width": 576}
     sweep = ("trl_supervised", "reference", "frozen", "two_products")
     for length in (512, 1024, 2048, 4096, 8192, 16_384, 32_768):
         point = {"part": "tokens", "vocabulary": 49_152, "length": length, "repeats": 1}
@@ -67,7 +67,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     weight = (torch.randn(vocabulary, width, generator=rng) * 0.05).to(device, dtype)
     hidden = torch.randn(batch, length, width, generator=rng).to(device, dtype).requires_grad_()
     labels = torch.randint(vocabulary, (batch, length), generator=rng)
-    labels = torch.where(torch.arange(length) >= length * (1 - case["share"]), labels, -100).to(device)
+    labels = torch.where(torch.arange(length) >= length * (1 - case["fraction"]), labels, -100).to(device)
 
     chunk_bytes = CHUNK_BYTES["cpu" if device == "cpu" else "default"]
 
@@ -75,7 +75,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         hidden.grad = None
         score(case["arm"], hidden[:, :tokens], weight, labels[:, :tokens], chunk_bytes=chunk_bytes)
 
-    run(1 + int(length * (1 - case["share"])))  # starts threads and loads kernels, on next to no tokens
+    run(1 + int(length * (1 - case["fraction"])))  # starts threads and loads kernels, on next to no tokens
     before = reset_peak()
     seconds = [timed(lambda: run(length)) for _ in range(2)]
     return {"seconds": round(min(seconds), 5), "extra_bytes": peak() - before}
@@ -112,16 +112,16 @@ def score(arm: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Te
 
 
 def show() -> None:
-    by = ["part", "vocabulary", "length", "share", "arm"]
+    by = ["part", "vocabulary", "length", "fraction", "arm"]
     table = medians(OUT, by, ["seconds", "extra_bytes"])
     print("| vocabulary | supervised | head | seconds | of TRL | of full logits | extra MB | of full logits |")
     print("|---|---|---|---|---|---|---|---|")
-    for (vocabulary, share), part in table[table["part"] == "table"].groupby(["vocabulary", "share"]):
+    for (vocabulary, fraction), part in table[table["part"] == "table"].groupby(["vocabulary", "fraction"]):
         part = part.set_index("arm")
         for arm, row in part.iterrows():
             trl, full = part.loc["trl"], part.loc["reference"]
             print(
-                f"| {vocabulary:,} | {share:.0%} | {ARMS[str(arm)]} | {row['seconds']:.2f} "
+                f"| {vocabulary:,} | {fraction:.0%} | {ARMS[str(arm)]} | {row['seconds']:.2f} "
                 f"| {row['seconds'] / trl['seconds']:.2f} | {row['seconds'] / full['seconds']:.2f} "
                 f"| {row['extra_bytes'] / 1e6:,.0f} | {row['extra_bytes'] / full['extra_bytes']:.2f} |"
             )

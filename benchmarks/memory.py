@@ -3,12 +3,11 @@
     python benchmarks/memory.py            # some minutes on one core; writes memory.csv and the plot
     python benchmarks/memory.py --plot     # the plot and the table from memory.csv
 
-A tiny Llama, so that what a step leaves behind is not hidden behind what a model needs. `training`: BFTTrainer with
-its defaults, a log every 10 steps, an evaluation every 100, a checkpoint every 200. `evaluation`: what `bft-trl eval`
-calls, on one task, answers of 8 tokens, in batches of 4. Each part in a process of its own. A sample is taken after
-what is no longer used has gone back to the system: what the C library keeps for later comes and goes by 40 MiB. The
-slope is over what follows the first quarter, with a 95 % interval that allows for samples that are near each other in
-time (Newey and West).
+A tiny Llama, so that growth per step is visible. `training`: BFTTrainer with its defaults, a log every 10 steps, an
+evaluation every 100, a checkpoint every 200. `evaluation`: what `bft-trl eval` calls, on one task, answers of 8
+tokens, in batches of 4. Each part in a process of its own. Resident memory is sampled after freed memory was returned
+to the system. The slope is over the samples after the first quarter, with a 95 % interval that allows for samples
+that are near each other in time (Newey and West).
 """
 
 import argparse

@@ -66,13 +66,13 @@ class BodyTrainer(SFTTrainer):
 
 def cases() -> list[dict[str, Any]]:
     found = [
-        {"part": "table", "arm": arm, "batch": 2, "length": 512, "share": share}
+        {"part": "table", "arm": arm, "batch": 2, "length": 512, "fraction": fraction}
         | ({} if arm in COMPARED else {"repeats": 2})
-        for share in (1.0, 0.25)
+        for fraction in (1.0, 0.25)
         for arm in ARMS
     ]
     found += [
-        {"part": "context", "arm": arm, "batch": 1, "length": length, "share": 1.0, "repeats": 1}
+        {"part": "context", "arm": arm, "batch": 1, "length": length, "fraction": 1.0, "repeats": 1}
         for length in (512, 1024, 2048)
         for arm in COMPARED
     ]
@@ -154,7 +154,7 @@ def random_rows(case: dict[str, Any]) -> Dataset:
     """Time does not depend on what the tokens are."""
     rng = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 40_000, (8, case["length"]), generator=rng)
-    labels = torch.where(torch.arange(case["length"]) >= case["length"] * (1 - case["share"]), ids, -100)
+    labels = torch.where(torch.arange(case["length"]) >= case["length"] * (1 - case["fraction"]), ids, -100)
     return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
 
 
@@ -169,16 +169,16 @@ def short_rows(kind: str) -> Dataset:
 
 
 def show() -> None:
-    by = ["part", "length", "share", "data", "packing", "arm"]
+    by = ["part", "length", "fraction", "data", "packing", "arm"]
     table = medians(OUT, by, ["seconds", "peak_bytes", "tokens_per_second"])
     print("| supervised | arm | s a step | of TRL's SFT | of full logits | peak GB | of TRL's SFT | of full logits |")
     print("|---|---|---|---|---|---|---|---|")
-    for share in (1.0, 0.25):
-        part = table[(table["part"] == "table") & (table["share"] == share)].set_index("arm")
+    for fraction in (1.0, 0.25):
+        part = table[(table["part"] == "table") & (table["fraction"] == fraction)].set_index("arm")
         sft, full = part.loc["trl_sft"], part.loc["reference"]
         for arm, row in part.iterrows():
             print(
-                f"| {share:.0%} | {ARMS[str(arm)]} | {row['seconds']:.2f} | {row['seconds'] / sft['seconds']:.2f} "
+                f"| {fraction:.0%} | {ARMS[str(arm)]} | {row['seconds']:.2f} | {row['seconds'] / sft['seconds']:.2f} "
                 f"| {row['seconds'] / full['seconds']:.2f} | {row['peak_bytes'] / 1e9:.2f} "
                 f"| {row['peak_bytes'] / sft['peak_bytes']:.2f} | {row['peak_bytes'] / full['peak_bytes']:.2f} |"
             )

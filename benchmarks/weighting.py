@@ -1,10 +1,10 @@
-"""What BFT adds to a training step: its share of the step's time, and the largest tensor that it makes.
+"""What BFT adds to a training step: its fraction of the step's time, and the largest tensor that it makes.
 
     python benchmarks/weighting.py
 
 Times a whole step of the demo's model (NF4, LoRA on all linear layers) and, on log-probabilities of the same shape,
 all that BFT adds to TRL's code: gathering the supervised tokens, weights, reduction, its backward pass, and the
-figures. Medians; rows are written to weighting.csv beside this file. Runs on a GPU where there is one.
+metrics. Medians; rows are written to weighting.csv beside this file. Runs on a GPU where there is one.
 """
 
 import csv
@@ -81,7 +81,7 @@ def measure(folder: str, version: str, batch: int, length: int) -> dict[str, Any
         quantization_config=quantization,
         peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
-    trainer.train()  # prepares model and optimizer, and leaves a step's sums open for the figures
+    trainer.train()  # prepares model and optimizer, and leaves a step's sums open for the metrics
     trainer.model.train()
     trainer._step_sums.append(zero_sums(1, 1))
     inputs = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
@@ -106,7 +106,7 @@ def measure(folder: str, version: str, batch: int, length: int) -> dict[str, Any
         "length": length,
         "step_seconds": round(step, 4),
         "bft_seconds": round(added, 5),
-        "share_percent": round(100 * added / step, 3),
+        "percent_of_step": round(100 * added / step, 3),
         "largest_tensor_elements": largest.elements,
         "batch_elements": batch * length,
     }

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -58,8 +59,19 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file. Raises FileNotFoundError, or ValueError that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged ({error}).") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: must be a JSON object, not {str(value)[:40]!r}.")
+    return value
+
+
 def check_folder(folder: Path, *, name: str = "output_dir") -> None:
-    """Raises ValueError if `folder`, the argument `name`, cannot be written to. It creates nothing."""
+    """Raises ValueError if `folder`, the argument `name`, cannot be written to. It creates no folder."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ValueError(f"`{name}={str(folder)!r}`: {existing} is a file. Name a folder.")
@@ -109,14 +121,19 @@ def missing_part(checkpoint: Path) -> str | None:
     return None
 
 
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Returns the folders `checkpoint-<step>` of a run, highest step first."""
+    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
+
+
 def last_complete_checkpoint(output_dir: Path) -> tuple[Path, dict[Path, str]]:
     """Returns the complete checkpoint with the highest step, and the newer incomplete ones with what each lacks.
 
     Raises ValueError if there is none.
     """
-    numbered = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*")]
     skipped: dict[Path, str] = {}
-    for _, path in sorted(((int(match[1]), path) for match, path in numbered if match), reverse=True):
+    for path in checkpoints(output_dir):
         reason = missing_part(path)
         if reason is None:
             return path, skipped

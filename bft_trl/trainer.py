@@ -107,9 +107,9 @@ class BFTTrainer(SFTTrainer):
             self.data_collator: Any = rows.RowCollator.of(self.data_collator)
             self._set_signature_columns_if_needed()
             self._signature_columns += rows.COLUMNS
-        if args.log_samples:
-            self._sample_log = SampleLog(Path(args.output_dir), rank=self.accelerator.process_index)
-            self.add_callback(run_callbacks.SampleLogCallback(self._sample_log))
+        log = SampleLog(Path(args.output_dir), rank=self.accelerator.process_index)
+        self._sample_log = log if args.log_samples else None
+        self.add_callback(run_callbacks.SampleLogCallback(log))  # without `log_samples` it removes an earlier log
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         # Called once per optimizer step. Under "bft" the items of a step are its samples, not its tokens.

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-# Read when the libraries are imported: no test may reach out.
+# Read when the libraries are imported: no test uses the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 # Arrays and tensors are tiny here: a second thread costs more than it brings. For the processes that tests start, too.
@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from bft_trl import BFTConfig
 
 torch.set_num_threads(1)
-# A property test says nothing of how many examples it gets: 100 in `make test`, 10,000 in `make test-long`.
+# A property test does not set how many examples it gets: 100 in `make test`, 10,000 in `make test-long`.
 settings.register_profile("short", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("long", max_examples=10_000, deadline=None)
 settings.load_profile("short")

@@ -1,4 +1,4 @@
-"""Reference implementation: the equations of docs/method.md in float64, one token at a time, without bft_trl."""
+"""Reference implementations: the equations of docs/method.md in float64, by loops over tokens, without bft_trl."""
 
 import math
 from typing import Any

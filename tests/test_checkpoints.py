@@ -145,14 +145,14 @@ def test_resume_from_what_is_no_checkpoint(tmp_path):
             run.train(resume_from_checkpoint=str(folder))
 
 
-def test_writing_over_an_earlier_run_is_said(tmp_path, caplog):
+def test_writing_over_an_earlier_run_logs_a_warning(tmp_path, caplog):
     adapter_run(tmp_path, max_steps=2).train()
     assert "earlier run" not in caplog.text
     adapter_run(tmp_path, max_steps=2).train()
     assert "has checkpoints of an earlier run" in caplog.text
 
 
-def test_resume_with_another_objective_is_refused(tmp_path):
+def test_resume_with_another_objective_raises(tmp_path):
     adapter_run(tmp_path, max_steps=2).train()
     with pytest.raises(ValueError, match="group_size was 8, is 16.*another `output_dir`"):
         adapter_run(tmp_path, group_size=16).train(resume_from_checkpoint=True)

@@ -34,16 +34,24 @@ def test_an_unknown_flag_fails_at_once_and_names_the_closest(flags, words, capsy
     assert words in capsys.readouterr().err
 
 
-def test_a_second_process_is_refused(tmp_path, capsys):
+def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "bft_trl.comparison.compare", None)
+    assert main(["compare", "x", "--baseline", "y", "--output_dir", str(tmp_path)]) == 2
+    assert "(pip install -e '.[eval]')" in capsys.readouterr().err
+
+
+def test_a_second_process_raises(tmp_path, capsys):
     held = (
         "import sys, time; from pathlib import Path; from bft_trl.io import lock\n"
         "with lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", held, str(tmp_path)], stdout=subprocess.PIPE) as other:
+    out = str(tmp_path / "hard_samples")
+    with subprocess.Popen([sys.executable, "-c", held, out], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        assert main(["compare", "x", "--baseline", "y", "--output_dir", str(tmp_path)]) == 2
+        for command in (["compare", "x", "--baseline", "y", "--output_dir", out], ["hard-samples", str(tmp_path)]):
+            assert main(command) == 2
+            assert "another process is writing there" in capsys.readouterr().err
         other.kill()
-    assert "another process is writing there" in capsys.readouterr().err
 
 
 def test_help_starts_in_half_a_second():

@@ -264,7 +264,7 @@ def test_bad_baselines(runs, tmp_path):
         ),
     ],
 )
-def test_unequal_settings_are_refused(change, words, tmp_path):
+def test_unequal_settings_raise(change, words, tmp_path):
     tasks = {"bft_medqa": (choice_documents(4), {"acc": np.ones(4)})}
     write_lm_eval(tmp_path / "base", tasks)
     write_lm_eval(tmp_path / "run", tasks, **change)
@@ -273,7 +273,7 @@ def test_unequal_settings_are_refused(change, words, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_other_documents_are_refused(tmp_path):
+def test_other_documents_raise(tmp_path):
     for name, n in (("base", 6), ("run", 4)):
         write_lm_eval(tmp_path / name, {"bft_medqa": (choice_documents(n), {"acc": np.ones(n)})})
     words = "in documents (4, baseline 6; 2 only in the baseline, 0 only in the run)"
@@ -292,7 +292,7 @@ def test_tasks_that_only_one_has_are_left_out_and_named(runs, tmp_path, caplog):
         compare([str(tmp_path / "none")], str(runs["base"]), tmp_path / "p")
 
 
-def test_seeds_of_different_settings_are_refused(runs, tmp_path):
+def test_seeds_of_different_settings_raise(runs, tmp_path):
     tasks = {"bft_medqa": (choice_documents(40), {"acc": np.ones(40)})}
     tasks["bft_gene_sets_go"] = (gene_set_documents(12), {"rouge1": np.ones(12), "rougeL": np.ones(12)})
     write_lm_eval(tmp_path / "five", tasks, **{"n-shot": {"bft_medqa": 5, "bft_gene_sets_go": 0}})
@@ -334,7 +334,7 @@ def broken(folder, kind):
         ("empty", "has neither scores.parquet nor lm-eval's results_"),
     ],
 )
-def test_broken_folders_say_what_is_wrong(kind, words, runs, tmp_path, capsys):
+def test_broken_folders_raise_clear_errors(kind, words, runs, tmp_path, capsys):
     broken(runs["good"], kind)
     command = ["compare", str(runs["good"]), "--baseline", str(runs["base"]), "--output_dir", str(tmp_path / "o")]
     assert main(command) == 2
@@ -350,7 +350,7 @@ def test_line_ends_inside_texts_do_not_split_samples(tmp_path):
     assert load_runs(tmp_path / "a")[0].unit_scores("other", "acc").tolist() == [1]
 
 
-def test_one_document_shows_nothing(tmp_path):
+def test_one_document_has_no_significant_difference(tmp_path):
     for name, score in (("a", 0.2), ("b", 0.9)):
         write_lm_eval(tmp_path / name, {"other": (choice_documents(1), {"f1": [score]})})
     result = compare([str(tmp_path / "a")], str(tmp_path / "b"), tmp_path / "o", n_resamples=99)
@@ -432,12 +432,19 @@ def test_recorded_answers_compare_with_a_task(runs, tmp_path):
     assert {row["task"] for row in two["rows"]} == {"gene_sets"}
 
 
-def test_another_encoder_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("encoder_fingerprint", "0123", "encoder_fingerprint (0123, baseline None)"),
+        ("scorer_version", "2", "scorer_version (2, baseline 3)"),
+    ],
+)
+def test_another_scorer_raises(setting, value, words, tmp_path):
     a, b = (scored(tmp_path, name, lambda name: name) for name in ("a", "b"))
     settings = read_settings(b)
-    settings["tasks"]["gene_sets"]["encoder_fingerprint"] = "0123"
+    settings["tasks"]["gene_sets"][setting] = value
     (b / "settings.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=re.escape("encoder_fingerprint (0123, baseline None)")):
+    with pytest.raises(ValueError, match=re.escape(words)):
         compare([str(b)], str(a), tmp_path / "o")
 
 
@@ -448,7 +455,7 @@ def test_another_encoder_is_refused(tmp_path):
         ("settings.json", b"{", "its scores.parquet or settings.json cannot be read"),
     ],
 )
-def test_broken_scores_say_what_is_wrong(file, content, words, tmp_path):
+def test_broken_scores_raise_clear_errors(file, content, words, tmp_path):
     a, b = (scored(tmp_path, name, lambda name: name) for name in ("a", "b"))
     (b / file).write_bytes(content)
     with pytest.raises(ValueError, match=words):

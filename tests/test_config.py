@@ -101,7 +101,7 @@ def test_fields_are_flags_and_yaml_keys(tmp_path):
     assert (config.loss_type, config.group_size) == ("dft", 32)
 
 
-def test_misspelt_flag_value_is_refused_by_the_parser(tmp_path, capsys):
+def test_misspelt_flag_value_raises_in_the_parser(tmp_path, capsys):
     parser = TrlParser(BFTConfig)
     with pytest.raises(SystemExit):
         parser.parse_args_and_config(["--output_dir", str(tmp_path), "--group_size", "256a"])

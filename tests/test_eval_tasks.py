@@ -12,6 +12,7 @@ import pytest
 from conftest import build_model, build_tokenizer
 from peft import LoraConfig, get_peft_model
 from test_encoders import build_bert
+from test_leaderboard import LEADERBOARD
 
 from bft_trl.cli.main import main
 from bft_trl.evaluation.runner import tasks_path
@@ -20,9 +21,11 @@ from bft_trl.models import read_run
 from bft_trl.prompts import gene_set_prompt
 
 ROOT = Path(__file__).parents[1]
+GROUPS = "bft_medical,bft_medical_gen,bft_medxpertqa,bft_medxpertqa_gen,bft_gene_sets"
 MEDICAL = ["bft_medqa", "bft_medmcqa", "bft_pubmedqa", "bft_mmlu_medical"]
 GENE_SETS = ["bft_gene_sets_go", "bft_gene_sets_nest", "bft_gene_sets_msigdb"]
-TASKS = [*MEDICAL, *(f"{name}_gen" for name in MEDICAL), *GENE_SETS]
+CHOICE = [*MEDICAL, "bft_medxpertqa"]
+TASKS = [*CHOICE, *(f"{name}_gen" for name in CHOICE), *GENE_SETS]
 
 
 def write_data(folder):
@@ -49,6 +52,11 @@ def write_data(folder):
             for i in range(2)
         ],
     }
+    tables["medxpertqa_sampled_text"] = [
+        {"id": f"Text-{i}", "question": f"Which sign {i}?\nAnswer Choices: (A) sign 0 (B) ...", "label": ["AJ"[i]]}
+        | {"options": [{"letter": letter, "content": f"sign {k}"} for k, letter in enumerate("ABCDEFGHIJ")]}
+        for i in range(2)
+    ]
     for name in ("go", "nest", "msigdb"):
         tables[f"gene_sets_{name}"] = [
             {"id": f"{name}:{i}", "name": ["dna repair", "cell cycle"][i], "genes": ["TP53", "ATM"][: i + 1]}
@@ -87,7 +95,7 @@ NAMES = ["rouge1", "rouge2", "rougeL", "similarity", "percentile", "answer_rate"
 def expected_metrics(task, *, encoder=True):
     if task in GENE_SETS:
         return {m for m in NAMES if encoder or m not in ("similarity", "percentile")}
-    return {"acc"} if task in MEDICAL else {"acc", "readable"}
+    return {"acc"} if task in CHOICE else {"acc", "readable"}
 
 
 def results_of(out):
@@ -105,7 +113,7 @@ def check_results(results, *, encoder=True):
         assert results["versions"][task] == (2.0 if "gene_sets" in task else 1.0)
 
 
-def eval_command(world, out, *extra, tasks="bft_medical,bft_medical_gen,bft_gene_sets"):
+def eval_command(world, out, *extra, tasks=GROUPS):
     return [
         *("eval", "--adapter", str(world / "adapter"), "--tasks", tasks, "--output_dir", str(out)),
         *("--data_dir", str(world / "data"), "--encoder", str(world / "encoder")),
@@ -135,6 +143,7 @@ def test_all_groups_run_from_the_repository(world, tmp_path):
         assert settings["tasks"][task]["chat_template"]
         assert settings["tasks"][task]["higher_is_better"]["acc" if task not in GENE_SETS else "rouge1"] is True
     assert models["bft_medqa", "baseline: chance", "acc"] == 0.25
+    assert models["bft_medxpertqa", "baseline: chance", "acc"] == pytest.approx(0.1)
     names = models["bft_gene_sets_go", "baseline: another set's name"]
     assert set(names.index) == {*NAMES} - {"answer_rate"}
     assert settings["models"]["baseline: chance"] == {"kind": "baseline"}
@@ -146,6 +155,8 @@ def test_all_groups_run_from_the_repository(world, tmp_path):
         "<bos>system:Keep this secret: token=x<eos><bos>user:We asked.\nIt did.\n\nDoes it help 1?\n\n"
         'Write "Answer: <yes, no or maybe>" and nothing else.<eos><bos>assistant:Answer:'
     )
+    signs = "".join(f"{letter}. sign {k}\n" for k, letter in enumerate("ABCDEFGHIJ"))
+    assert f"<bos>user:Which sign 1?\n\n{signs}\nWrite" in prompts["bft_medxpertqa", 1]
     reasoned = prompts["bft_medqa_gen", 0]
     assert 'A. cause 0\nB. cause 1\nC. cause 2\nD. cause 3\n\nThink step by step, then write "Answer:' in reasoned
     assert prompts["bft_gene_sets_go", 0].endswith(f"<bos>user:{gene_set_prompt(['TP53'])}<eos><bos>assistant:")
@@ -208,18 +219,24 @@ def test_a_missing_file_leaves_out_its_task_only(world, tmp_path, caplog):
     (tmp_path / "data" / "medqa_test.parquet").unlink()
     (tmp_path / "data" / "go_background_terms.parquet").unlink()
     command = eval_command(world, tmp_path / "out", "--data_dir", str(tmp_path / "data"))
-    assert main([*command, "--tasks", "bft_medical,bft_gene_sets_go"]) == 1
+    command = [*command, "--tasks", "bft_medical,bft_gene_sets_go"]
+    assert main(command) == 1
     results = results_of(tmp_path / "out")
     assert set(results["results"]) == set(MEDICAL) - {"bft_medqa"}
     assert not results.get("groups")  # the average of three is not that of four
     assert "Left out bft_medqa: " in caplog.text
     assert '"none" to leave percentiles out' in caplog.text
+    caplog.clear()
+    assert main([*command, "--allow_missing"]) == 0  # the finished evaluation, and what it lacks
+    assert main([*command, "--allow_missing", "--overwrite_output_dir"]) == 0
+    assert caplog.text.count("Left out bft_medqa: ") == 3  # once by the first, twice by the second
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--data_dir", "{tmp}/empty"], "None of the tasks has its data"),
+        (["--data_dir", "{tmp}/empty", "--allow_missing"], "None of the tasks has its data"),
         (["--output_dir", "{tmp}/file"], "is a file"),
         (["--encoder", "{tmp}/no", "--tasks", "bft_gene_sets_go"], "`encoder="),
         (["--tasks", "bft_medqua"], "lm-eval knows no 'bft_medqua'"),
@@ -323,8 +340,8 @@ def test_what_a_run_folder_says(world, tmp_path):
 
 
 def test_every_task_file_is_tested_and_described():
-    assert {path.stem for path in tasks_path().rglob("bft_*.yaml")} == set(TASKS)
-    for family in ("medical", "gene_sets"):
+    assert {path.stem for path in tasks_path().rglob("bft_*.yaml")} == {*TASKS, *LEADERBOARD}
+    for family in ("medical", "leaderboard", "gene_sets"):
         text = (tasks_path() / family / "README.md").read_text()
         files = {path.stem for path in (tasks_path() / family).glob("bft_*.yaml")}
         assert "## Changelog" in text

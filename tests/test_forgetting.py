@@ -122,6 +122,12 @@ def test_only_what_changed_is_evaluated_again(world, tmp_path, caplog):
     caplog.clear()
     assert main(command) == 0
     assert caplog.text.count("has the results of this evaluation") == 3
+    # Nothing runs before the folder of the general tasks is found to be of another evaluation.
+    shutil.rmtree(tmp_path / "out" / "forgetting" / "base")
+    (tmp_path / "out" / "settings.json").unlink()
+    assert main([*command, "--forgetting_limit", "3"]) == 2
+    assert not (tmp_path / "out" / "settings.json").exists()
+    assert main(command) == 0
     # Another adapter on the same base, as a later checkpoint is.
     weights = adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\x80?")
@@ -136,6 +142,13 @@ def test_only_what_changed_is_evaluated_again(world, tmp_path, caplog):
         (["--forgetting_tasks", "known_general", "--base-only"], "it needs `adapter`, not `base_only`"),
         (["--forgetting_tasks", "bft_medqa", "--data_dir", "/nowhere"], "`forgetting_tasks`: bft_medqa: "),
         (["--forgetting_limit", "3"], "`forgetting_limit` needs `forgetting_tasks`"),
+        (["--forgetting_tasks", "known_general", "--forgetting_limit", "-1"], "`limit=-1` must be a number"),
+        (["--limit", "-1"], "`limit=-1` must be a number"),
+        (["--limit", "0"], "`limit=0` must be a number"),
+        (["--limit", "1.5"], "`limit=1.5` must be a number"),
+        (["--batch_size", "x"], "`batch_size='x'` must be 1 or more, or 'auto'"),
+        (["--batch_size", "0"], "`batch_size='0'` must be 1 or more"),
+        (["--num_fewshot", "-1"], "`num_fewshot=-1` must be 0 or more"),
     ],
 )
 def test_bad_options_stop_before_anything_runs(world, tmp_path, capsys, flags, words):

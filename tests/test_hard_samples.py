@@ -136,7 +136,7 @@ def test_command_line(run, tmp_path, caplog, capsys):
         (ROWS, {"tokens": 11}, "Row 2 of `dataset` has 10 supervised tokens, but the sample log of .* has 11.*`seed`"),
     ],
 )
-def test_another_data_set_is_refused(rows, changes, words, run):
+def test_another_data_set_raises(rows, changes, words, run):
     write(run, log(**changes))
     with pytest.raises(ValueError, match=words):
         hard_samples(run, Dataset.from_list(rows), run / "out")

@@ -1,5 +1,6 @@
 """A file under its final name is complete; one process at a time writes to a folder."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from bft_trl import io
+from bft_trl.evaluation.scores import read_settings
+from bft_trl.models import read_run
 
 NAMES = ("a.txt", "b.txt", "sub/c.txt")
 
@@ -77,6 +80,27 @@ def test_one_process_at_a_time(tmp_path):
         other = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "another process is writing there. Wait until it ends" in other.stderr
     assert subprocess.run(command, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("content", ["", '{"a": ', "[]", "7"])
+def test_a_damaged_json_file_is_named(content, tmp_path):
+    file = tmp_path / "settings.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match="settings.json: "):
+        io.read_json_object(file)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"tasks": {}}', '{"tasks": {"t": 1}, "models": {}}', '{"models": []}'])
+def test_damaged_settings_are_named(content, tmp_path):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(ValueError, match="settings.json: "):
+        read_settings(tmp_path)
+
+
+def test_a_base_model_file_without_quantization_means_none(tmp_path):
+    for name, content in {"adapter_config": {"base_model_name_or_path": "some/model"}, "base_model": {}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert read_run(None, tmp_path, apply_chat_template=False).quantization is None
 
 
 def test_places_that_cannot_be_written(tmp_path):

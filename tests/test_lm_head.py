@@ -52,8 +52,8 @@ def draw(tokens, vocabulary, width, dtype=torch.float64, *, bias=False, seed=0):
 @pytest.mark.parametrize(("bias", "scale"), [(False, 1.0), (True, 0.6)])
 def test_scores_and_gradients_equal_full_logits(dtype, tokens, vocabulary, width, bias, scale):
     hidden, weight, targets, shift, counts = draw(tokens, vocabulary, width, dtype, bias=bias)
-    twin = hidden.detach().clone().requires_grad_()
-    log_probs, entropy, _ = reference.head_scores(twin, weight, targets, shift, scale)
+    reference_hidden = hidden.detach().clone().requires_grad_()
+    log_probs, entropy, _ = reference.head_scores(reference_hidden, weight, targets, shift, scale)
     (log_probs * counts).sum().backward()
     near, near_gradient = TOLERANCE[dtype]
     # a chunk of one row, of a few and of all rows
@@ -65,7 +65,7 @@ def test_scores_and_gradients_equal_full_logits(dtype, tokens, vocabulary, width
         assert hidden.grad.dtype == dtype
         torch.testing.assert_close(scores.log_probs.double(), log_probs, atol=near, rtol=0)
         torch.testing.assert_close(scores.entropy.double(), entropy, atol=near, rtol=0)
-        torch.testing.assert_close(hidden.grad.double(), twin.grad.double(), atol=near_gradient, rtol=0)
+        torch.testing.assert_close(hidden.grad.double(), reference_hidden.grad.double(), atol=near_gradient, rtol=0)
         with torch.no_grad():
             evaluated = frozen_log_probs(
                 hidden, weight, targets, bias=shift, logit_scale=scale, chunk_bytes=chunk_bytes
@@ -167,7 +167,7 @@ def test_no_token():
     assert hidden.grad.shape == (0, 7)
 
 
-def test_a_trained_head_is_refused():
+def test_a_trained_head_raises():
     hidden, weight, targets, _, _ = draw(3, 5, 2)
     with pytest.raises(ValueError, match=r"`reference` \(2, 2\) and `hidden` \(3, 2\)"):
         frozen_log_probs(hidden, weight, targets, reference=hidden[:2])
@@ -181,14 +181,14 @@ def test_a_trained_head_is_refused():
 def test_a_head_in_another_dtype_than_the_products(stored):
     """Under bfloat16 autocast, with the weight cast in tiles of the vocabulary (here one row of it each)."""
     hidden, weight, targets, _, counts = draw(9, 37, 16, torch.float32)
-    twin = hidden.detach().clone().requires_grad_()
-    log_probs, _, _ = reference.head_scores(twin, weight, targets, None, 1.0)
+    reference_hidden = hidden.detach().clone().requires_grad_()
+    log_probs, _, _ = reference.head_scores(reference_hidden, weight, targets, None, 1.0)
     (log_probs * counts).sum().backward()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         scores = frozen_log_probs(hidden, weight.to(stored), targets, chunk_bytes=40)
     (scores.log_probs * counts).sum().backward()
     torch.testing.assert_close(scores.log_probs.double(), log_probs, atol=5e-2, rtol=0)
-    torch.testing.assert_close(hidden.grad.double(), twin.grad.double(), atol=2e-2, rtol=0)
+    torch.testing.assert_close(hidden.grad.double(), reference_hidden.grad.double(), atol=2e-2, rtol=0)
     assert scores.log_probs.dtype == hidden.grad.dtype == torch.float32
 
 
@@ -242,7 +242,7 @@ def test_float16_keeps_a_sure_token():
 
 
 @pytest.mark.parametrize("group_size", [1, 3, 50])
-def test_the_formula_that_benchmarks_time_is_the_loop_twin(group_size):
+def test_the_formula_that_benchmarks_time_is_the_loop_reference(group_size):
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(4, 12, 9, generator=generator)
     labels = torch.where(torch.rand(4, 12, generator=generator) < 0.7, torch.randint(9, (4, 12)), -100)
@@ -256,8 +256,8 @@ def test_the_formula_that_benchmarks_time_is_the_loop_twin(group_size):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_scores_and_gradients_on_cuda(dtype):
     hidden, weight, targets, shift, counts = draw(33, 123, 32, dtype, bias=True)
-    twin = hidden.detach().clone().requires_grad_()
-    log_probs, entropy, _ = reference.head_scores(twin, weight, targets, shift, 0.6)
+    reference_hidden = hidden.detach().clone().requires_grad_()
+    log_probs, entropy, _ = reference.head_scores(reference_hidden, weight, targets, shift, 0.6)
     (log_probs * counts).sum().backward()
     on_card = hidden.detach().cuda().requires_grad_()
     scores = frozen_log_probs(on_card, weight.cuda(), targets.cuda(), bias=shift.cuda(), logit_scale=0.6)
@@ -265,7 +265,7 @@ def test_scores_and_gradients_on_cuda(dtype):
     near, near_gradient = TOLERANCE[dtype]
     torch.testing.assert_close(scores.log_probs.double().cpu(), log_probs, atol=near, rtol=0)
     torch.testing.assert_close(scores.entropy.double().cpu(), entropy, atol=near, rtol=0)
-    torch.testing.assert_close(on_card.grad.double().cpu(), twin.grad.double(), atol=near_gradient, rtol=0)
+    torch.testing.assert_close(on_card.grad.double().cpu(), reference_hidden.grad.double(), atol=near_gradient, rtol=0)
 
 
 # --- inside a model --------------------------------------------------------------------------------------------------
@@ -446,7 +446,7 @@ def test_a_trained_copy_of_a_tied_embedding_leaves_the_head_frozen(tmp_path):
     trainer.train()
 
 
-def test_trained_tokens_of_a_tied_embedding_are_refused(tmp_path):
+def test_trained_tokens_of_a_tied_embedding_raise(tmp_path):
     with pytest.raises(ValueError, match=r"`TrainableTokensWrapper`.*remove `trainable_token_indices`"):
         trainer_with(tmp_path, lora=LORA | {"trainable_token_indices": [5, 6]})
 
@@ -473,7 +473,7 @@ def test_trainers_that_share_a_model_each_use_their_head(tmp_path, monkeypatch):
     assert calls
 
 
-def test_a_head_that_is_unfrozen_later_is_refused(tmp_path):
+def test_a_head_that_is_unfrozen_later_raises(tmp_path):
     trainer = trainer_with(tmp_path)
     trainer.model.get_output_embeddings().requires_grad_(True)
     with pytest.raises(ValueError, match="Freeze it"):

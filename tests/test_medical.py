@@ -155,6 +155,12 @@ def test_training_data_end_to_end(folder, tmp_path):
     assert (tmp_path / "b" / "train.parquet").read_bytes() == (tmp_path / "a" / "train.parquet").read_bytes()
     assert main([*command, str(tmp_path / "c"), "--seed", "1"]) == 0
     assert (tmp_path / "c" / "train.parquet").read_bytes() != (tmp_path / "a" / "train.parquet").read_bytes()
+    assert main([*command, str(tmp_path / "d"), "--no_reasoning"]) == 0
+    for name, explained in (("a", True), ("d", False)):
+        answers = pd.read_parquet(tmp_path / name / "train.parquet")["completion"]
+        assert any("So." in answer[0]["content"] for answer in answers) == explained
+        assert ("--no_reasoning" in (tmp_path / name / "README.md").read_text()) != explained
+        assert "--reasoning" not in (tmp_path / name / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +185,7 @@ def test_bad_input_writes_nothing(extra, words, folder, tmp_path, capsys):
 def test_shared_phrases_by_hand():
     """Thirteen common words are a leak, twelve are none; case and punctuation do not count.
 
-    The same 13 words in 11 different texts are a form of words; in 10, or in copies of one text, they are not.
+    The same 13 words in 11 different texts are a common phrase; in 10, or in copies of one text, they are not.
     """
     thirteen = "one two three four five six seven eight nine ten eleven twelve thirteen"
     train = [f"Before. {thirteen.upper()}, after", "one two three four five six seven eight nine ten eleven twelve"]
@@ -295,10 +301,11 @@ def test_a_download_is_cached_and_its_hash_checked(served, tmp_path, monkeypatch
     assert path.parent == tmp_path / "home" / "bft_trl" / "downloads"
     (site / "a.csv").write_text("two")
     assert fetch(f"{address}/a.csv").read_text() == "one"  # not downloaded again
+    path.unlink()
     with pytest.raises(ValueError, match="a.csv.*does not match the known hash"):
-        fetch(f"{address}/a.csv", sha256="0" * 64, cache=tmp_path / "cache")
-    assert not list((tmp_path / "cache").glob("*a.csv"))
-    assert fetch(f"{address}/a.csv", sha256=sha256(b"two").hexdigest(), cache=tmp_path / "cache").read_text() == "two"
+        fetch(f"{address}/a.csv", sha256="0" * 64)
+    assert not path.exists()
+    assert fetch(f"{address}/a.csv", sha256=sha256(b"two").hexdigest()).read_text() == "two"
     with pytest.raises(OSError, match="404"):
         fetch(f"{address}/absent.csv")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -25,7 +25,7 @@ PLAIN = {"run": "run", "base": "base", "task": "task", "metric": "metric", "gene
 # What the templates and matplotlib write.
 TABLE_TAGS = {"table", "thead", "tbody", "tr", "th", "td"}
 PAGE_TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ul", "li", "div", "span", *TABLE_TAGS}
-PAGE_TAGS |= {"label", "select", "option", "output", "button", "script"}
+PAGE_TAGS |= {"h3", "label", "select", "option", "output", "button", "script"}
 DRAWING_TAGS = {
     *("svg", "metadata", "RDF", "Work", "type", "format", "creator", "Agent", "title"),
     *("defs", "style", "clipPath", "g", "path", "rect", "text", "tspan", "use", "image"),
@@ -121,7 +121,6 @@ def test_every_part_of_the_page_is_escaped():
         "baseline": EVIL["base"],
         "seed": 0,
         "n_resamples": 9,
-        "n_resamples_needed": 99,
         "rows": [row],
         "tasks": {EVIL["task"]: {"n": 3, "settings": {EVIL["set"]: EVIL["gene"]}}},
         "reference_rows": [control | {"spread": None, "source": EVIL["set"]}],
@@ -154,7 +153,7 @@ def rendered(text):
 
 
 @pytest.mark.parametrize("value", [*EVIL.values(), "a\nb", "``", "`", "", "\\", "\\|", "a\\`b", "&amp;", "x\r\n# y"])
-def test_markdown_says_what_the_text_says(value):
+def test_markdown_renders_to_the_text(value):
     line = " ".join(value.splitlines())
     for shown in (rendered(f"x{markdown.text(value)}"), rendered(f"| h |\n|---|\n| x{markdown.text(value)} |")):
         assert {tag for tag, _ in shown.elements} <= {"p", "table", "thead", "tbody", "tr", "th", "td"}

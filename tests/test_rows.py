@@ -204,7 +204,7 @@ def test_baselines_know_no_weights_but_zero(loss_type, tmp_path):
         ("packed", "the rows of a packed dataset contain several documents"),
     ],
 )
-def test_data_that_carry_no_numbers_are_refused(form, words, option, value, tmp_path):
+def test_data_that_carry_no_numbers_raise(form, words, option, value, tmp_path):
     data = Dataset.from_list([row | {"weight": 1.0} for row in sample_rows(4)])
     if form == "stream":
         data = data.to_iterable_dataset()

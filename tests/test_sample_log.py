@@ -97,6 +97,8 @@ def test_a_resumed_run_logs_each_sample_once(tmp_path):
     pd.testing.assert_frame_equal(logged(tmp_path), whole)
     trainer(tmp_path, max_steps=1).train()
     assert len(logged(tmp_path)) == 2  # a new run has no rows of the old one
+    trainer(tmp_path, max_steps=1, log_samples=False).train()
+    assert logs(tmp_path) == []
 
 
 def test_the_hub_gets_neither_the_log_nor_any_text(tmp_path, monkeypatch):

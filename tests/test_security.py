@@ -1,8 +1,6 @@
-"""Tokens stay out of files, and an address names no file outside the cache."""
+"""Tokens are not in files, and an address names no file outside the cache."""
 
-import http.server
 import logging
-import threading
 
 import pytest
 from conftest import build_config, build_model, build_tokenizer, sample_rows
@@ -14,35 +12,17 @@ from bft_trl.data.download import fetch
 TOKEN = "hf_" + "PlantedTokenOfNobody" + "0123456789"
 
 
-@pytest.fixture
-def published(tmp_path, monkeypatch):
-    """An address at which every path gives the bytes that are put in, and its cache."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    content = [b""]
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(content[0])
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", content
-        server.shutdown()
-
-
 @pytest.mark.parametrize(
     "path", ["..", "a/..", "a/../../evil", "%2e%2e%2fevil", "..%2fevil", "a\\..\\evil", "", "?a=../b"]
 )
-def test_an_address_names_no_other_folder(published, tmp_path, path):
-    address, content = published
-    content[0] = b"id\n1\n"
-    cache = tmp_path / "deep" / "cache"
-    file = fetch(f"{address}/{path}", cache=cache)
+def test_url_stays_in_cache_folder(path, tmp_path, monkeypatch):
+    """`pooch` writes to the name and the folder that it is given."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("pooch.retrieve", lambda url, *, fname, path, **options: (path / fname).write_text(url))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    cache = tmp_path / "bft_trl" / "downloads"
+    cache.mkdir(parents=True)
+    file = fetch(f"https://host/{path}")
     assert file.resolve().parent == cache.resolve()
     assert {found for found in tmp_path.rglob("*") if found.is_file()} == {file}
 
@@ -85,7 +65,7 @@ def test_no_file_of_a_training_run_holds_the_token(tmp_path, monkeypatch, caplog
     assert holding(tmp_path) == [tmp_path / "planted.bin"]
 
 
-def test_a_token_among_the_models_arguments_is_refused(tmp_path):
+def test_a_token_among_the_models_arguments_raises(tmp_path):
     for name in ("token", "use_auth_token"):
         with pytest.raises(ValueError, match=f"`model_init_kwargs` holds '{name}'") as caught:
             BFTConfig(str(tmp_path), use_cpu=True, bf16=False, model_init_kwargs={name: TOKEN, "revision": "main"})

@@ -101,7 +101,7 @@ def test_bad_systems(run, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_another_question_under_the_same_id_is_refused(run, tmp_path):
+def test_another_question_under_the_same_id_raises(run, tmp_path):
     changed = [QUESTIONS[0], QUESTIONS[1] | {"options": ["1", "2", "3", "4"]}]
     other = write_lm_eval(tmp_path / "other", {"bft_medmcqa": (changed, {"acc": np.zeros(2)})}, prompts=lambda doc: 0)
     with pytest.raises(ValueError, match="the question of 1 of 2 documents, the prompt of 2 of 2 documents"):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import build_model, build_tokenizer, sample_rows
+from datasets import IterableDataset
 
 from bft_trl import demo, load_gene_sets, runs
 from bft_trl.cli.main import main
@@ -98,7 +100,7 @@ def test_shipped_gene_sets_are_the_default_data(model_folder, tmp_path, caplog, 
     out = tmp_path / "out"
     monkeypatch.setattr(demo, "demo_scorer", Scorer)
     monkeypatch.setattr(runs, "load_gene_sets", few_sets)
-    arguments = [*SMALL.split(), "--max_steps", 3, "--logging_steps", 5, "--load_in_4bit", "False"]
+    arguments = [*SMALL.split(), "--max_steps", 3, "--logging_steps", 5, "--no_load_in_4bit"]
     assert run("--model_name_or_path", model_folder, "--output_dir", out, *arguments) == 0
     assert "0.04 epochs of 615 training rows" in caplog.text
     summary = json.loads((out / "summary.json").read_text())
@@ -168,18 +170,26 @@ def test_without_bitsandbytes(model_folder, tmp_path, monkeypatch, capsys):
     assert "needs bitsandbytes: pip install bitsandbytes, or --load_in_4bit False" in capsys.readouterr().err
 
 
-def test_another_objective_is_not_overwritten(model_folder, data, tmp_path, capsys):
+def test_an_earlier_run_is_not_overwritten(model_folder, data, tmp_path, capsys):
+    """Checkpoints 2 and 4 are there; a run of 2 steps that replaces them leaves its own alone."""
     out = tmp_path / "out"
     arguments = ["--model_name_or_path", model_folder, "--dataset_name", data, "--output_dir", out, *SMALL.split()]
     arguments += ["--load_in_4bit", "False"]
-    assert run(*arguments) == 0
+    assert run(*arguments, "--max_steps", 4) == 0
     weights = (out / "adapter_model.safetensors").read_bytes()
-    assert run(*arguments, "--loss_type", "nll") == 2
-    assert "has an adapter of another objective (loss_type was 'bft', is 'nll')" in capsys.readouterr().err
+    assert run(*arguments, "--learning_rate", 1e-3) == 2
+    assert "has an earlier run (checkpoint-4)" in capsys.readouterr().err
     assert (out / "adapter_model.safetensors").read_bytes() == weights
     assert run(*arguments, "--loss_type", "nll", "--overwrite_output_dir") == 0
     assert json.loads((out / "objective.json").read_text())["loss_type"] == "nll"
-    assert run(*arguments, "--loss_type", "nll") == 0  # the same objective
+    assert [folder.name for folder in out.glob("checkpoint-*")] == ["checkpoint-2"]
+    resumed = ["--loss_type", "nll", "--overwrite_output_dir", "--resume_from_checkpoint", "True", "--max_steps", 3]
+    assert run(*arguments, *resumed) == 0  # the checkpoint that a run resumes from is not deleted
+    assert {folder.name for folder in out.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
+    for folder in out.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    assert run(*arguments, "--loss_type", "nll") == 2
+    assert "has an earlier run (adapter_config.json)" in capsys.readouterr().err
 
 
 def test_one_process_trains_in_a_folder(model_folder, tmp_path, capsys):
@@ -201,8 +211,8 @@ def test_interrupt_leaves_a_usable_checkpoint(model_folder, tmp_path, caplog):
         while "'loss'" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
             time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0, (tmp_path / "log").read_text()[-2000:]
-    assert "Resume with --resume_from_checkpoint True" in (tmp_path / "log").read_text()
+        assert process.wait(timeout=120) == 130, (tmp_path / "log").read_text()[-2000:]
+    assert "Repeat the command with `--resume_from_checkpoint True`" in (tmp_path / "log").read_text()
     (checkpoint,) = out.glob("checkpoint-*")
     arguments[-1] = int(checkpoint.name.split("-")[1]) + 1
     assert run(*arguments, "--resume_from_checkpoint", "True") == 0
@@ -223,7 +233,7 @@ def test_recipes_parse(config):
 
 
 @pytest.mark.parametrize("dash", ["_", "-"])
-def test_defaults_depend_on_model_and_data(dash, tmp_path):
+def test_defaults_depend_on_model_and_data(dash, tmp_path, capsys):
     def settings(*arguments):
         _, _, args, model = parse([word.replace("_", dash) if word[:2] == "--" else word for word in arguments])
         assert model.load_in_4bit == (
@@ -243,6 +253,12 @@ def test_defaults_depend_on_model_and_data(dash, tmp_path):
     config.write_text("dataset_name: some/data\nloss_type: dft\nlearning_rate: 3.0e-4\n")
     assert settings("--config", str(config)) == ("outputs/dft-data", -1, 256, 3e-4)
     assert settings("--config", str(config), "--loss_type", "bft")[0] == "outputs/bft-data"
+    config.write_text("dataset-name: some/data\n")
+    assert settings("--config", str(config))[0] == "outputs/bft-data"
+    config.write_text("learning_rat: 1\n")
+    with pytest.raises(SystemExit):
+        settings("--config", str(config))
+    assert "unrecognized arguments: --learning_rat 1; did you mean --learning_rate?" in capsys.readouterr().err
 
 
 def test_help_has_the_defaults_for_own_data(capsys):
@@ -301,8 +317,20 @@ def test_example_accepts_hyphens(monkeypatch, tmp_path):
     assert example_settings(monkeypatch, *model, "--loss-type", "nll")["args"].output_dir == "outputs/nll-model"
     (tmp_path / "own").mkdir()
     pd.DataFrame(sample_rows(4)).to_csv(tmp_path / "own" / "train.csv", index=False)
-    settings = example_settings(monkeypatch, *model, "--dataset-name", tmp_path / "own")
+    settings = example_settings(monkeypatch, *model, "--dataset-name", tmp_path / "own", "--dataset_streaming", "True")
     assert settings["args"].output_dir == "outputs/bft-own-model"
+    assert isinstance(settings["train_dataset"], IterableDataset)
+
+
+def test_example_passes_options_of_the_model(monkeypatch, tmp_path):
+    """The windows of the gene sets also with a model of one's own."""
+    config = tmp_path / "own.yaml"
+    config.write_text("model_init_kwargs: {use_cache: false, revision: pinned}\n")
+    flags = ["--model_name_or_path", "some/model", "--attn_implementation", "eager", "--config", config]
+    args = example_settings(monkeypatch, *flags)["args"]
+    wanted = {"revision": "pinned", "attn_implementation": "eager", "use_cache": False}
+    assert args.model_init_kwargs.items() >= wanted.items()
+    assert (args.group_size, args.max_length, args.max_steps) == (4, 512, -1)
 
 
 def test_example_error_is_one_line(tmp_path):
@@ -316,7 +344,6 @@ def test_example_error_is_one_line(tmp_path):
 
 def test_example_trains_as_the_command_does(monkeypatch):
     """Its demo has the settings of `bft-trl train`."""
-    monkeypatch.setattr(train, "demo_model", lambda: demo_model(Path("unused")))
     monkeypatch.setattr("bft_trl.models.wheel_file", lambda: None)
     found = example_settings(monkeypatch)
     _, _, args, model_args = parse([])
@@ -345,7 +372,7 @@ def test_without_wheel_and_network_the_error_names_the_install_command(tmp_path,
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr("bft_trl.models.HUB_ID", "nobody/nothing")  # not in the Hub cache of this machine
     monkeypatch.setattr(runs, "HUB_ID", "nobody/nothing")
-    assert demo_model(tmp_path).path == "nobody/nothing"
+    assert demo_model().path == "nobody/nothing"
     assert run("--output_dir", tmp_path / "out") == 2
     assert INSTALL in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -357,7 +384,8 @@ def test_the_wheel_is_converted_once(tmp_path, monkeypatch):
 
     from bft_trl.training.model_card import hub_id
 
-    model = demo_model(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    model = demo_model()
     loaded = AutoModelForCausalLM.from_pretrained(model.path)
     assert loaded.num_parameters() == 134_515_008
     assert not hasattr(loaded.config, "quantization_config")
@@ -367,4 +395,4 @@ def test_the_wheel_is_converted_once(tmp_path, monkeypatch):
     )
     assert text.endswith("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n")
     monkeypatch.setattr("bft_trl.models._convert", None)  # a second call does not convert
-    assert demo_model(tmp_path) == model
+    assert demo_model() == model

@@ -408,7 +408,7 @@ def test_an_evaluation_does_not_stop_qlora_from_learning(nf4_folder, tmp_path, d
     assert all(torch.equal(weight, adapters[1][name]) for name, weight in adapters[0].items())
 
 
-def test_weights_that_were_repacked_before_are_refused(nf4_folder, tmp_path, dataset):
+def test_weights_that_were_repacked_before_raise(nf4_folder, tmp_path, dataset):
     trainer = nf4_trainer(nf4_folder, tmp_path / "a", dataset)
     model = trainer.model.unload()
     linear = next(module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu"))

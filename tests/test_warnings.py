@@ -22,7 +22,7 @@ def test_window_never_acts(tmp_path, caplog):
 @pytest.mark.parametrize(
     "options", [{"group_size": 8}, {"group_size": 256, "sample_weighting": False}, {"loss_type": "nll"}]
 )
-def test_no_word_where_the_window_acts_or_is_not_used(options, tmp_path, caplog):
+def test_no_warning_where_the_window_acts_or_is_not_used(options, tmp_path, caplog):
     build(tmp_path, per_device_train_batch_size=8, **SGD | {"max_steps": 4} | options).train()
     assert not warnings_of(caplog, "long enough")
 

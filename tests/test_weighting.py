@@ -83,7 +83,7 @@ def test_v3_window_acts_from_half_its_length(group_size, longest_whole):
         assert weights.windowed.tolist() == [length > longest_whole]
 
 
-def test_floor():
+def test_min_token_weight():
     weights = bft(log(0.5, 0.001), torch.tensor([2]), floor=0.1)
     torch.testing.assert_close(weights.token, torch.tensor([0.5, 0.1]))
 
@@ -109,7 +109,7 @@ def test_power_zero_is_no_token_weighting_also_at_probability_zero(version):
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("group_size", [1, 4, 5, 31])
-def test_values_and_gradients_equal_the_loop_twin(rule, group_size):
+def test_values_and_gradients_equal_the_loop_reference(rule, group_size):
     """Odd shapes, with samples of g - 1, g, g + 1 and 1 supervised tokens, gaps in the mask, and an empty row."""
     torch.manual_seed(group_size)
     vocabulary, longest = 47, 2 * group_size + 5
@@ -139,7 +139,7 @@ def test_values_and_gradients_equal_the_loop_twin(rule, group_size):
     group_size=st.integers(1, 30),
     rule=st.sampled_from(RULES),
 )
-def test_property_equals_the_twin_and_stays_in_range(samples, group_size, rule):
+def test_property_equals_the_reference_and_stays_in_range(samples, group_size, rule):
     log_probs = torch.tensor([x for sample in samples for x in sample])
     lengths = torch.tensor([len(sample) for sample in samples])
     weights = bft(log_probs, lengths, group_size=group_size, **rule)

@@ -1,4 +1,4 @@
-"""Two gloo ranks against one process: the cases, and as a script the side of a rank, which saves what came out.
+"""Two gloo ranks against one process: the cases, and as a script the side of a rank, which saves the results.
 
 torchrun --nproc_per_node=2 tests/two_ranks.py FOLDER CASE [CASE ...]
 """
@@ -152,7 +152,7 @@ def measured(trainer: BFTTrainer) -> dict[str, Any]:
         evaluation = trainer.evaluate()
         result |= {f"eval_{name}": evaluation[f"eval_{name}"] for name in (*METRICS, *BY_VALUE)}
     trainer.accelerator.wait_for_everyone()  # each rank has written its record
-    if (Path(trainer.args.output_dir) / FOLDER).is_dir():
+    if trainer.args.log_samples:
         parts = [read_part(file).to_pandas() for file in Path(trainer.args.output_dir, FOLDER).glob("*.parquet")]
         record = pd.concat(parts).sort_values(["step", "row"])
         result["record"] = torch.tensor(record[["step", "row", "nll", "sample_weight"]].to_numpy("float64"))

@@ -12,15 +12,13 @@ import pandas as pd
 
 from bft_trl.biology.task_metrics import Estimate
 from bft_trl.comparison.forest import forest_plot
-from bft_trl.comparison.page import html_page
+from bft_trl.comparison.page import LOWER_IS_BETTER, html_page
 from bft_trl.comparison.statistics import ALPHA, holm
 from bft_trl.data.tables import parquet_bytes
 from bft_trl.evaluation.scores import read_settings, write_scores
 from bft_trl.io import check_folder
 
 logger = logging.getLogger(__name__)
-
-LOWER_IS_BETTER = ("mse", "mae")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +121,6 @@ def _page(results: TaskResults, tests: pd.DataFrame, baseline: str) -> dict[str,
         "over": results.over,
         "seed": results.settings["seed"],
         "n_resamples": results.n_resamples,
-        "n_resamples_needed": math.ceil(2 * len(rows) / ALPHA),
         "tasks": {results.task: described},
         "not_compared": {},
         "rows": rows,

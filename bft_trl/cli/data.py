@@ -50,7 +50,8 @@ def _add_medical(parser: Any) -> None:
     sources = "medqa, medmcqa, pubmedqa, mmlu_medical, medical_o1; NAME:SPLIT takes another split than for training"
     parser.add_argument("--sources", nargs="+", required=True, metavar="NAME", help=sources)
     parser.add_argument("--data_dir", type=Path, help="folder with NAME_SPLIT.parquet (default: download)")
-    parser.add_argument("--no_reasoning", action="store_true", help="answers without the explanations")
+    reasoning = argparse.BooleanOptionalAction
+    parser.add_argument("--reasoning", action=reasoning, default=True, help="explanations in answers (default: yes)")
     _add_build_options(parser, "rows")
     parser.set_defaults(run=_medical)
 
@@ -70,6 +71,8 @@ def _command(name: str, args: argparse.Namespace) -> str:
     """Returns the command line for the data card, with names of files and without their folders."""
     lines = [f"bft-trl data {name}"]
     for option, value in vars(args).items():
+        if option == "reasoning":
+            option, value = "no_reasoning", not value
         values = value if isinstance(value, list) else [value]
         if not values or value is None or value is False or option == "run":
             continue
@@ -130,7 +133,7 @@ def _medical(args: argparse.Namespace) -> int:
         train_rows=args.train_rows,
         eval_rows=args.eval_rows,
         exclude=args.exclude,
-        reasoning=not args.no_reasoning,
+        reasoning=args.reasoning,
         seed=args.seed,
         command=_command("medical", args),
     )

@@ -27,12 +27,16 @@ def _add_eval(commands: Any) -> None:
     model.add_argument("--apply_chat_template", action=yes_or_no, help="(default: if the tokenizer has one)")
     model.add_argument("--device", help='such as "cpu" (default: a GPU if there is one)')
     model.add_argument("--trust_remote_code", action="store_true", help="allow Python files of the model to run")
-    tasks = parser.add_argument_group("tasks, ours and lm-eval's")
+    tasks = parser.add_argument_group("tasks (of bft_trl and lm-eval)")
     tasks.add_argument("--tasks", required=True, help="tasks and groups, separated by commas")
     tasks.add_argument("--include_path", metavar="DIR", help="folder with tasks of your own")
     tasks.add_argument("--data_dir", type=Path, help="folder with the data of our tasks (default: Hub or publisher)")
+    tasks.add_argument(
+        "--allow_missing", action="store_true", help="return 0 although tasks without data are left out"
+    )
     tasks.add_argument("--encoder", help='sentence encoder, or "none" (default: ncbi/MedCPT-Query-Encoder)')
     tasks.add_argument("--background", help='background names, or "none" (default: those of the data)')
+    tasks.add_argument("--ontology", metavar="FILE", help="OBO file: adds go_hit and go_lin of GO sets")
     tasks.add_argument("--forgetting_tasks", metavar="TASKS", help="general tasks, for the adapter and for its base")
     tasks.add_argument("--forgetting_limit", type=float, metavar="N", help="documents of each (default: --limit)")
     options = parser.add_argument_group("options of lm-eval")
@@ -58,6 +62,7 @@ def _add_score(commands: Any) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for scores.parquet, summary.csv, ...")
     parser.add_argument("--encoder", metavar="ID", help="sentence encoder (Hub id or folder): adds similarity")
     parser.add_argument("--background", type=Path, metavar="FILE", help="background names: adds percentile")
+    parser.add_argument("--ontology", type=Path, metavar="FILE", help="OBO file: adds go_hit and go_lin of GO sets")
     parser.add_argument(
         "--missing",
         default="error",
@@ -96,29 +101,33 @@ def _add_compare(commands: Any) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from bft_trl.evaluation.runner import evaluate
+    from bft_trl.evaluation.runner import check_request, evaluate
     from bft_trl.models import read_run
 
     loading = ("base_only", "load_in_4bit", "apply_chat_template", "trust_remote_code")
     run = read_run(args.model_name_or_path, args.adapter, **{name: getattr(args, name) for name in loading})
     if run.trust_remote_code:
-        logger.warning("--trust_remote_code: runs the Python files of %s, with all your rights", run.base)
-    data = {name: getattr(args, name) for name in ("data_dir", "encoder", "background")}
+        logger.warning("--trust_remote_code: runs the Python files of %s, with your user's permissions", run.base)
+    data = {name: getattr(args, name) for name in ("data_dir", "encoder", "background", "ontology")}
     names = ("include_path", "limit", "num_fewshot", "system_instruction", "seed", "batch_size", "device")
     options = {name: getattr(args, name) for name in names}
     options["metadata"] = {name: str(value) for name, value in data.items() if value is not None}
     options |= {"gen_kwargs": args.gen_kwargs and ",".join(args.gen_kwargs), "overwrite": args.overwrite_output_dir}
     general = _forgetting_tasks(args, run, options)
+    folder = args.output_dir / "forgetting"
+    limited = options | {"limit": args.limit if args.forgetting_limit is None else args.forgetting_limit}
+    models = {folder / "base": replace(run, adapter=None), folder / "tuned": run} if general else {}
+    for path, model in models.items():
+        check_request(model, general, path, **limited)
     left_out = evaluate(run, _names(args.tasks), args.output_dir, **options)
-    if general:
-        options["limit"] = args.limit if args.forgetting_limit is None else args.forgetting_limit
-        for name, model in (("base", replace(run, adapter=None)), ("tuned", run)):
-            evaluate(model, general, args.output_dir / "forgetting" / name, **options)
-        _log_forgetting(args.output_dir / "forgetting")
+    for path, model in models.items():
+        evaluate(model, general, path, **limited)
+    if models:
+        _log_forgetting(folder)
     for task, reason in left_out.items():
         logger.warning("Left out %s: %s", task, reason)
     logger.info("Wrote scores.parquet, settings.json, results.json and samples.jsonl to %s", args.output_dir)
-    return int(bool(left_out))
+    return int(bool(left_out) and not args.allow_missing)
 
 
 def _forgetting_tasks(args: argparse.Namespace, run: Any, options: dict[str, Any]) -> list[str]:
@@ -132,7 +141,11 @@ def _forgetting_tasks(args: argparse.Namespace, run: Any, options: dict[str, Any
     if run.adapter is None:
         raise ValueError("`forgetting_tasks` compares an adapter with its base: it needs `adapter`, not `base_only`.")
     tasks = _names(args.forgetting_tasks)
-    _, _, left_out = load_tasks(tasks, metadata=options["metadata"], include_path=args.include_path)
+    manager, loaded, left_out = load_tasks(tasks, metadata=options["metadata"], include_path=args.include_path)
+    leaves = manager.load(loaded)["tasks"] if loaded else {}
+    rolling = [name for name, task in leaves.items() if task.OUTPUT_TYPE == "loglikelihood_rolling"]
+    if rolling:
+        raise ValueError(f"`forgetting_tasks`: {', '.join(rolling)} has no score per document to compare.")
     if left_out:
         raise ValueError("`forgetting_tasks`: " + "; ".join(f"{task}: {reason}" for task, reason in left_out.items()))
     return tasks
@@ -153,19 +166,9 @@ def _log_forgetting(folder: Path) -> None:
 def _score(args: argparse.Namespace) -> int:
     from bft_trl.evaluation.recorded import score_recorded
 
-    names = (
-        "references",
-        "task",
-        "data_dir",
-        "source",
-        "background",
-        "encoder",
-        "missing",
-        "baselines",
-        "gmt",
-        "seed",
-    )
-    summary = score_recorded(args.predictions, args.output_dir, **{name: getattr(args, name) for name in names})
+    names = ("references", "task", "data_dir", "source", "background", "encoder", "ontology", "missing", "baselines")
+    options = {name: getattr(args, name) for name in (*names, "gmt", "seed")}
+    summary = score_recorded(args.predictions, args.output_dir, **options)
     for model, rows in summary.groupby("model", sort=False):
         means = ", ".join(f"{metric} {mean:.3f}" for metric, mean in zip(rows["metric"], rows["mean"], strict=True))
         logger.info("%s: n %d, %s", model, rows["n"].iloc[0], means)

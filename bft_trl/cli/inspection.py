@@ -1,7 +1,6 @@
 """`bft-trl inspect` and `bft-trl hard-samples`: parse, call one function, log where the result is."""
 
 import argparse
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -74,6 +73,7 @@ def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 def _hard_samples(args: argparse.Namespace) -> int:
     from bft_trl.data.loading import load_train_and_eval
     from bft_trl.inspection.hard_samples import hard_samples
+    from bft_trl.io import lock
 
     train, _ = load_train_and_eval(
         args.dataset_name,
@@ -83,9 +83,9 @@ def _hard_samples(args: argparse.Namespace) -> int:
         **_given(args, "eval_samples", "seed", "prompt_column", "completion_columns"),
     )
     output_dir = args.output_dir or args.run_folder / "hard_samples"
-    result = hard_samples(
-        args.run_folder, train, output_dir, top=args.top, source=args.source, config=_given(args, *_SUPERVISED)
-    )
+    options = {"top": args.top, "source": args.source, "config": _given(args, *_SUPERVISED)}
+    with lock(output_dir):
+        result = hard_samples(args.run_folder, train, output_dir, **options)
     for name, found in result["lists"].items():
         logger.info("%s: %s (%d)", name, found["by"], found["count"])
         for row in found["rows"][:5]:
@@ -101,6 +101,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from bft_trl.data.loading import as_conversations, load_split, load_splits
     from bft_trl.inspection.inspection import inspect_samples
     from bft_trl.inspection.summary import summary_rows
+    from bft_trl.io import read_json_object
     from bft_trl.models import demo_model, read_run
 
     if args.dataset_name is None:
@@ -113,7 +114,7 @@ def _inspect(args: argparse.Namespace) -> int:
         rows = as_conversations(rows, prompt_column=args.prompt_column, completion_columns=args.completion_columns)
     config = {}
     if args.adapter is not None and (args.adapter / "objective.json").is_file():
-        saved = json.loads((args.adapter / "objective.json").read_text(encoding="utf-8"))
+        saved = read_json_object(args.adapter / "objective.json")
         config = {field: saved[field] for field in OBJECTIVE_FIELDS if field in saved}
     model = args.model_name_or_path or (None if args.adapter else demo_model().path)
     report = inspect_samples(

@@ -1,22 +1,22 @@
 """`bft-trl`: parses the command line, calls one function, and logs where the results are."""
 
 import argparse
-import difflib
 import logging
 import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NoReturn
 
 from bft_trl.cli.biology import add_biology_commands
 from bft_trl.cli.data import add_data_commands
 from bft_trl.cli.evaluation import add_evaluation_commands
 from bft_trl.cli.inspection import add_inspection_commands
-from bft_trl.cli.train import add_train_command
+from bft_trl.cli.train import add_train_command, reject
 from bft_trl.io import lock
 
-# Their warnings ask for nothing from the user: missing optional kernels, and how lm-eval is called by us.
+# The extra of pyproject.toml that the commands of a module need.
+EXTRAS = {"train": "examples", "data": "data", "inspection": "eval", "evaluation": "eval", "biology": "bio"}
+# Their warnings need no action: missing optional kernels, and how lm-eval is called by us.
 QUIET = (
     *("bitsandbytes.backends", "torchao", "transformers.integrations"),
     *("lm_eval.api.task", "lm_eval.evaluator", "lm_eval.models.huggingface"),
@@ -24,21 +24,23 @@ QUIET = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0, 1 if a check found something, 2 for bad input."""
+    """Runs a command; returns 0, 1 if a check found something, 2 for bad input, 130 after an interrupt."""
     _set_up_logging()
     parser = _parser()
     args, unknown = parser.parse_known_args(normalize(sys.argv[1:] if argv is None else argv))
     if unknown:
-        _reject(parser, unknown, list(vars(args)))
+        reject(parser, unknown, vars(args))
     names = [name for name in ("output_dir", "output_path") if getattr(args, name, None) is not None]
     try:
         with lock(getattr(args, names[0]), name=names[0]) if names else nullcontext():
             return args.run(args)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:  # ImportError: a missing extra
-        sys.stderr.write(f"bft-trl: error: {error}\n")
+        extra = EXTRAS[args.run.__module__.rpartition(".")[2]]
+        remedy = f" (pip install -e '.[{extra}]')" if isinstance(error, ImportError) and error.name else ""
+        sys.stderr.write(f"bft-trl: error: {error}{remedy}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("\nbft-trl: stopped. The same command continues from what was saved.\n")
+        sys.stderr.write("\nbft-trl: stopped.\n")
         return 130
 
 
@@ -53,14 +55,6 @@ def normalize(argv: Sequence[str]) -> list[str]:
             name = f"--no-{name[5:]}" if name.startswith("--no_") else name
         words.append(name + equals + value)
     return words
-
-
-def _reject(parser: argparse.ArgumentParser, unknown: Sequence[str], known: Sequence[str]) -> NoReturn:
-    """Exits with an error that names the closest flag."""
-    flags = [f"--{name}" for name in known]
-    flag = next((word for word in unknown if word.startswith("-")), "").split("=")[0]
-    close = difflib.get_close_matches(flag, flags, 1)
-    parser.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {close[0]}?" if close else ""))
 
 
 def _set_up_logging() -> None:

@@ -3,10 +3,10 @@
 import argparse
 import difflib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,7 @@ class TrainArguments:
     show_samples: int = field(
         default=4, metadata={"help": "Held-out gene sets that the model names before and after training."}
     )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace an adapter of another objective in `output_dir`."}
-    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the earlier run in `output_dir`."})
 
 
 def add_train_command(commands: Any) -> None:
@@ -96,17 +94,23 @@ def parse(argv: Sequence[str]) -> tuple[Any, TrainArguments, Any, Any]:
     file, argv = _config_file(argv)
     config = _read_config(file) if file else {}
     defaults = {"output_dir": "outputs/LOSS_TYPE[-DATASET][-MODEL]"} | _device_defaults() | RECIPE
-    parser.set_defaults_with_config(**defaults | config)
-    given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{name}" for name in vars(given)], 1)
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {close[0]}?" if close else ""))
+    unknown = parser.set_defaults_with_config(**defaults | config)
+    given, others = parser.parse_known_args(argv)
+    if unknown or others:
+        reject(parser, [*unknown, *others], vars(given))
     if given.dataset_name is None:
         defaults |= GENE_SETS if given.model_name_or_path else GENE_SETS | DEMO | {"load_in_4bit": not given.use_cpu}
     names = [given.loss_type, *filter(None, (given.dataset_name, given.model_name_or_path))]
     defaults["output_dir"] = f"outputs/{'-'.join(_stem(name) for name in names)}"
-    parser.set_defaults_with_config(**defaults)
-    return parser.parse_args_and_config(["--config", file, *argv] if file else argv)
+    parser.set_defaults_with_config(**defaults | config)
+    return parser.parse_args_and_config(argv)
+
+
+def reject(parser: argparse.ArgumentParser, unknown: Sequence[str], known: Iterable[str]) -> NoReturn:
+    """Exits with an error for unknown arguments that names the closest flag."""
+    flag = next((word for word in unknown if word.startswith("-")), "").split("=")[0]
+    close = difflib.get_close_matches(flag, [f"--{name}" for name in known], 1)
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {close[0]}?" if close else ""))
 
 
 def _config_file(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -126,7 +130,7 @@ def _read_config(file: str) -> dict[str, Any]:
         raise ValueError(f"`config={file!r}` cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise ValueError(f"`config={file!r}` must contain lines `option: value`.")
-    return config
+    return {str(name).replace("-", "_"): value for name, value in config.items()}
 
 
 def _flags(settings: Mapping[str, Any]) -> str:
@@ -150,8 +154,8 @@ def _device_defaults() -> dict[str, Any]:
 
 
 def _train(args: argparse.Namespace) -> int:
-    # main() leaves a hyphen in `--no-packing`; TRL's parser knows `--no_packing`.
-    argv = [f"--no_{word[5:]}" if word.startswith("--no-") else word for word in args.arguments]
+    # TRL's parser knows a negation only of options that are True by default.
+    argv = [f"--{word[5:]}=False" if word.startswith("--no-") else word for word in args.arguments]
     script, options, training, model = parse(argv)
     from bft_trl.data.loading import load_train_and_eval
     from bft_trl.runs import check_run, is_finished, train
@@ -171,7 +175,7 @@ def _train(args: argparse.Namespace) -> int:
         prompt_column=options.prompt_column,
         completion_columns=options.completion_columns,
     )
-    train(
+    interrupted = train(
         training,
         model,
         train_dataset,
@@ -179,5 +183,8 @@ def _train(args: argparse.Namespace) -> int:
         dataset_name=script.dataset_name,
         show_samples=options.show_samples,
         checkpoint=checkpoint,
+        overwrite_output_dir=options.overwrite_output_dir,
     )
-    return 0
+    if interrupted:
+        logger.info("Interrupted. Repeat the command with `--resume_from_checkpoint True`.")
+    return 130 if interrupted else 0

@@ -93,7 +93,11 @@ def _not_above_baseline(
     ]
     if not baselines or metric == "answer_rate":  # any text has an answer rate of 1
         return None
-    higher = result["tasks"][task]["settings"].get("higher_is_better", {}).get(metric, metric not in LOWER_IS_BETTER)
+    higher = (
+        result["tasks"][task]["settings"]
+        .get("higher_is_better", {})
+        .get(metric.partition("[")[0], metric not in LOWER_IS_BETTER)
+    )
     sign = 1 if higher else -1
     best = max(baselines, key=lambda row: sign * row["value"])
     scores = {row["run"]: row["score"] for row in rows}

@@ -66,10 +66,13 @@ def load_runs(path: Path, *, name: str | None = None) -> list[Run]:
     if scores.duplicated(["task", "metric", "unit", "model", "seed"]).any():
         raise ValueError(f"{path / 'scores.parquet'}: repeated rows for a task, metric, unit, model and seed.")
     kinds = {model: kind_of(settings, model) for model in scores["model"].unique()}
+    models = [model for model, kind in kinds.items() if kind == "model"]
+    if name is not None and len(models) > 1:
+        raise ValueError(f"`runs`: {name}={path} has several models: {models}. Leave the name out.")
     runs = []
     for model, rows in scores.groupby("model", sort=False):
         shown = model
-        if kinds[model] == "model" and list(kinds.values()).count("model") == 1:
+        if [model] == models:
             shown = name or (path.resolve().name if "request" in settings else model)
         tables = {
             key: part.pivot(index="unit", columns="seed", values="score").loc[part["unit"].unique()]

@@ -82,7 +82,8 @@ def _scorer(task: str, runs: Sequence[Run]) -> Scorer:
     scorer = Scorer()
     if settings.get("encoder_fingerprint"):
         background = inputs.get("background") if settings.get("background_fingerprint") else "none"
-        scorer = load_scorer(str(inputs["encoder"]), background, data_dir=inputs.get("data_dir"))
+        options = {name: inputs.get(name) for name in ("data_dir", "ontology")}
+        scorer = load_scorer(str(inputs["encoder"]), background, **options)
     if any(scorer.settings[key] != settings.get(key) for key in scorer.settings):
         changed = [key for key in scorer.settings if scorer.settings[key] != settings.get(key)]
         raise ValueError(

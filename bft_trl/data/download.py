@@ -6,20 +6,19 @@ from pathlib import Path
 import pandas as pd
 
 
-def fetch(url: str, *, sha256: str | None = None, cache: Path | None = None) -> Path:
-    """Downloads a file once and returns its path.
+def fetch(url: str, *, sha256: str | None = None) -> Path:
+    """Downloads a file once, to `bft_trl/downloads` in the Hugging Face home folder, and returns its path.
 
     Args:
         url: address at the publisher, with a commit.
         sha256: expected SHA-256; None if it is not known.
-        cache: folder; None for `bft_trl/downloads` in the Hugging Face home folder.
 
     Raises OSError if the file cannot be downloaded, ValueError for another SHA-256.
     """
     import pooch
     from huggingface_hub.constants import HF_HOME, HF_HUB_OFFLINE
 
-    cache = cache or Path(HF_HOME) / "bft_trl" / "downloads"
+    cache = Path(HF_HOME) / "bft_trl" / "downloads"
     name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{url.rsplit('/', 1)[-1]}"
     if HF_HUB_OFFLINE and not (cache / name).is_file():
         raise OSError(f"{url} is not in {cache}, and HF_HUB_OFFLINE forbids downloads.")

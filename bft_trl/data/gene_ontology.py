@@ -104,7 +104,7 @@ def read_obo_gaf(
     """
     check_sizes(min_genes, max_genes)
     logger.info("Reading %s and %s", obo.name, gaf.name)
-    graph = _read_obo(obo)
+    graph = read_obo(obo)
     terms = _processes(graph)
     if not terms:
         raise ValueError(f"{obo}: has no term of the namespace {NAMESPACE}. Use the Gene Ontology's go-basic.obo.")
@@ -156,7 +156,8 @@ def _attribution(graph: "networkx.MultiDiGraph", gaf: Path) -> str:
     )
 
 
-def _read_obo(obo: Path) -> "networkx.MultiDiGraph":
+def read_obo(obo: Path) -> "networkx.MultiDiGraph":
+    """Returns the graph of an OBO file by obonet, edges from child to parent. Raises ValueError with the file."""
     try:
         import obonet
     except ModuleNotFoundError as error:

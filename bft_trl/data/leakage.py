@@ -10,7 +10,7 @@ import pandas as pd
 JACCARD = 0.8
 # Length in words of a phrase that two questions share only if one was copied, as for GPT-3 (arXiv 2005.14165, C).
 PHRASE = 13
-# A phrase that occurs in more texts than this is a set phrase, not a leak; GPT-3's rule as well.
+# A phrase that occurs in more texts than this is a common phrase, not a leak; GPT-3's rule as well.
 COMMON = 10
 REASONS = ("id", "text", "genes", "phrase")
 
@@ -21,9 +21,9 @@ def normalize_text(text: str) -> str:
 
 
 def overlapping_sets(
-    sets: Sequence[Iterable[str]], others: Sequence[Iterable[str]], *, threshold: float = JACCARD
+    sets: Sequence[Iterable[str]], others: Sequence[Iterable[str]]
 ) -> Iterator[tuple[int, int, float]]:
-    """Yields (i, j, Jaccard index) for each `sets[i]` and `others[j]` with a Jaccard index of at least `threshold`.
+    """Yields (i, j, Jaccard index) for each `sets[i]` and `others[j]` with a Jaccard index of at least `JACCARD`.
 
     Symbols are compared without regard to case. The cost is the number of common genes over all pairs.
     """
@@ -37,7 +37,7 @@ def overlapping_sets(
         common = Counter(j for gene in genes for j in with_gene.get(gene, ()))
         for j, count in common.items():
             jaccard = count / (len(genes) + len(other_sets[j]) - count)
-            if jaccard >= threshold:
+            if jaccard >= JACCARD:
                 yield i, j, jaccard
 
 

@@ -91,7 +91,9 @@ def load_train_and_eval(
     Raises ValueError or FileNotFoundError that names the argument.
     """
     if eval_samples < 1:
-        raise ValueError(f"`eval_samples={eval_samples}` must be 1 or more. Set `eval_strategy='no'` for none.")
+        raise ValueError(
+            f"`eval_samples={eval_samples}` must be 1 or more. Leave it out and set `eval_strategy='no'` for none."
+        )
     if name is None:
         train, test = (load_gene_sets(split, described=True, max_genes=9) for split in ("train", "eval"))
     else:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from bft_trl.data.download import fetch, hub_table
 from bft_trl.data.tables import READERS, ids_as_text, map_rows, read_table
-from bft_trl.prompts import choice_answer, choice_prompt, conversation, lettered
+from bft_trl.prompts import LETTERS, choice_answer, choice_prompt, conversation, lettered
 
 MMLU_SUBJECTS = (
     *("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics"),
@@ -36,7 +36,9 @@ class Source:
         options: columns of the options, or one column with lists of them.
         labels: answers, if there are no options.
         explanation, context: columns of the explanation and of a list of paragraphs before the question, if any.
+        heading: what begins the options at the end of a question; then `options` and `answer` are by letter.
         train, test: splits for training and for evaluation.
+        sample: published sample of the test split.
         hub: id, configuration and commit on the Hub.
     """
 
@@ -48,14 +50,18 @@ class Source:
     labels: tuple[str, ...] = ()
     explanation: str = ""
     context: str | None = None
+    heading: str | None = None
     train: str = "train"
     test: str = "test"
+    sample: str | None = None
     hub: tuple[str, str | None, str] | None = None
 
     def texts(self, row: Mapping[str, Any]) -> tuple[str, str]:
         """Returns the question and its context, one paragraph per line, or ""."""
-        question = " ".join(_text(row[column]) for column in self.question).strip()
-        return question, "\n".join(_list(row, self.context)) if self.context else ""
+        question = " ".join(_text(row[column]) for column in self.question)
+        if self.heading:
+            question = question.partition(self.heading)[0]
+        return question.strip(), "\n".join(_list(row, self.context)) if self.context else ""
 
     def convert(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Returns question, context, labels, options, answer and explanation of a row. Raises ValueError."""
@@ -63,7 +69,9 @@ class Source:
         if not question:
             raise ValueError("has no question")
         answer, choices = row[self.answer], dict.fromkeys(self.labels, "")
-        if self.options:
+        if self.heading:
+            choices, answer = _by_letter(row[self.options[0]], answer)
+        elif self.options:
             listed = len(self.options) == 1
             choices = lettered(_list(row, self.options[0]) if listed else [_text(row[name]) for name in self.options])
             if not isinstance(answer, int | float) or answer not in range(len(choices)):
@@ -79,6 +87,29 @@ class Source:
             "answer": _text(answer),
             "explanation": _text(row.get(self.explanation)) or None,
         }
+
+
+def _by_letter(options: Any, answer: Any) -> tuple[dict[str, str], str]:
+    """Returns the options A to J and the letter of the right one, each text without surrounding space.
+
+    Args:
+        options: {"A": text, ...}, as on the Hub, or [{"letter": "A", "content": text}, ...], as in the sample.
+        answer: letter, or a list of one.
+
+    Raises ValueError.
+    """
+    listed = [] if isinstance(options, Mapping) or not isinstance(options, Iterable) else list(options)
+    if listed and all(isinstance(option, Mapping) for option in listed):
+        options = {str(option.get("letter")): option.get("content") for option in listed}
+    if not isinstance(options, Mapping) or options.keys() != set(LETTERS):
+        raise ValueError(f"options {str(options)[:60]!r} are not A to {LETTERS[-1]} with a text each")
+    choices = {letter: _text(options[letter]) for letter in LETTERS}
+    if not all(choices.values()):
+        raise ValueError(f"option {next(letter for letter in LETTERS if not choices[letter])} has no text")
+    answers = [answer] if isinstance(answer, str) or not isinstance(answer, Iterable) else list(answer)
+    if len(answers) != 1 or answers[0] not in list(choices):  # a list has no hash
+        raise ValueError(f"label {answer!r} is not one of A to {LETTERS[-1]}")
+    return choices, answers[0]
 
 
 def _list(row: Mapping[str, Any], column: str) -> list[str]:
@@ -129,6 +160,17 @@ SOURCES: Mapping[str, Source] = {
         train="validation",  # auxiliary_train is not medical
         hub=("cais/mmlu", "all", "c30699e8356da336a370243923dbaf21066bb9fe"),
     ),
+    "medxpertqa": Source(
+        "MIT (MedXpertQA)",
+        columns=("id", "question", "options", "label"),
+        question=("question",),
+        options=("options",),
+        answer="label",
+        heading="Answer Choices:",
+        train="dev",
+        sample="sampled_text",
+        hub=("TsinghuaC3I/MedXpertQA", "Text", "7e7c465a68eb2b866926bfa59c8c9d17a8daba65"),
+    ),
     "medical_o1": Source(
         "Apache-2.0 (medical-o1-reasoning-SFT)",
         columns=("Question", "Complex_CoT", "Response"),
@@ -149,25 +191,33 @@ def load_questions(
         source: key of `SOURCES`.
         split: published name of the split; None for the one used in evaluation.
         data_dir: folder with `<source>_<split>.parquet` (or .jsonl, .json, .csv, .tsv) in the published columns; None
-            for a cached download.
+            for a cached download. Without the test split of MedXpertQA its sample is read, `medxpertqa_sampled_text`.
         drop_unanswered: drop rows without an answer (-1 in MedMCQA) instead of raising ValueError.
 
     Returns one row per question: id, question, context ("" for none), labels, options (lists of equal length; empty
     texts where the labels are the answers, both empty for free text), answer (a label or free text) and explanation
     (None for none). Raises OSError if the data cannot be loaded, ValueError with file and row if they are invalid.
     """
+    table, where = read_published(source, split=split, data_dir=data_dir)
+    split = split or SOURCES[source].test
+    return as_questions(table, source, where=where, split=split, drop_unanswered=drop_unanswered)
+
+
+def read_published(
+    source: str, *, split: str | None = None, data_dir: str | Path | None = None
+) -> tuple[pd.DataFrame, str]:
+    """Returns a data set in its published columns, unchecked, and where it is from: see [`load_questions`]."""
     if source not in SOURCES:
         raise ValueError(f"`source={source!r}` is not known: choose one of {', '.join(SOURCES)}.")
     known = SOURCES[source]
     split = split or known.test
     if data_dir is not None:
-        path = local_file(Path(data_dir), f"{source}_{split}")
-        table, where = read_table(path, known.columns), str(path)
-    elif known.hub is None:
-        table, where = _download_pubmedqa(split), "PubMedQA"
-    else:
-        table, where = hub_table(*known.hub, split=split), known.hub[0]
-    return as_questions(table, source, where=where, split=split, drop_unanswered=drop_unanswered)
+        names = [split, known.sample] if known.sample and split == known.test else [split]
+        path = local_file(Path(data_dir), *(f"{source}_{name}" for name in names))
+        return read_table(path, known.columns), str(path)
+    if known.hub is None:
+        return _download_pubmedqa(split), "PubMedQA"
+    return hub_table(*known.hub, split=split), known.hub[0]
 
 
 def as_questions(
@@ -207,14 +257,15 @@ def question_row(question: Mapping[str, Any], *, source: str, reasoning: bool = 
     return row | conversation(prompt, completion)
 
 
-def local_file(folder: Path, stem: str) -> Path:
-    """Returns the table `stem` in a folder, in any supported format. Raises FileNotFoundError."""
+def local_file(folder: Path, *stems: str) -> Path:
+    """Returns the first of the tables `stems` that is in a folder, in any format. Raises FileNotFoundError."""
     if not folder.is_dir():
         raise FileNotFoundError(f"`data_dir={str(folder)!r}`: no such folder.")
-    for suffix in READERS:
-        if (folder / f"{stem}{suffix}").is_file():
-            return folder / f"{stem}{suffix}"
-    raise FileNotFoundError(f"`data_dir={str(folder)!r}` has no {stem}.parquet.")
+    for stem in stems:
+        for suffix in READERS:
+            if (folder / f"{stem}{suffix}").is_file():
+                return folder / f"{stem}{suffix}"
+    raise FileNotFoundError(f"`data_dir={str(folder)!r}` has no {' or '.join(f'{stem}.parquet' for stem in stems)}.")
 
 
 def _download_pubmedqa(split: str) -> pd.DataFrame:

@@ -39,7 +39,7 @@ def build(
         sources: keys of `SOURCES`, each with its training split; "source:split" takes another split.
         output_dir: folder.
         data_dir: folder with `<source>_<split>.parquet`; None for cached downloads.
-        train_rows, eval_rows: rows of each file; None takes all that remain.
+        train_rows, eval_rows: number of rows in each file; None takes all that remain.
         exclude: files of evaluation data that must not leak into either.
         reasoning: explanations before the answers; False gives the answers alone.
         seed: seed of the split. Rows with the same question stay together.

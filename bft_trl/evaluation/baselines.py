@@ -96,7 +96,9 @@ def baseline_scores(
         answers = name_baselines(names, genes, rng=rng, gene_names=gene_names)
         # Together, so that every text is encoded once.
         chosen = [given[row] for given in answers.values() for row in rows]
-        table = score_names([names[row] for row in rows] * len(answers), chosen, scorer).drop(columns="answer_rate")
+        terms = [str(documents[row].get("id")) for row in rows] * len(answers)
+        table = score_names([names[row] for row in rows] * len(answers), chosen, scorer, terms=terms)
+        table = table.drop(columns="answer_rate")
         parts = np.split(np.arange(len(table)), len(answers))
         return {name: table.iloc[part] for name, part in zip(answers, parts, strict=True)}
     if "acc" in metrics and all({"labels", "answer"} <= document.keys() for document in documents):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,10 +14,16 @@ from bft_trl.evaluation.similarity import background_percentile, cosine_similari
 from bft_trl.models import Encoder, cached_vectors, load_encoder
 from bft_trl.prompts import has_process_line, parse_process
 
+if TYPE_CHECKING:
+    from bft_trl.evaluation.ontology import Ontology
+
 # Raised when a score changes for the same answer; recorded with every result.
 SCORER_VERSION = "3"
 # The answer that the prompt of Hu et al. asks for if there is no common process.
 REFUSAL = "system of unrelated proteins"
+
+
+ONTOLOGY_METRICS = ("go_hit", "go_lin")
 
 
 class Scorer(NamedTuple):
@@ -26,18 +32,26 @@ class Scorer(NamedTuple):
     encoder: Encoder | None = None
     background: np.ndarray | None = None  # unit vectors of the background names, (M, D)
     background_hash: str | None = None
+    ontology: "Ontology | None" = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What must agree between scores that are compared."""
-        return {
+        found = {
             "scorer_version": SCORER_VERSION,
             "encoder_fingerprint": self.encoder and self.encoder.fingerprint,
             "background_fingerprint": self.background_hash,
         }
+        return found | ({"ontology_fingerprint": self.ontology.fingerprint} if self.ontology else {})
 
 
-def load_scorer(encoder: str, background: str | Path | None, *, data_dir: str | Path | None = None) -> Scorer:
+def load_scorer(
+    encoder: str,
+    background: str | Path | None,
+    *,
+    data_dir: str | Path | None = None,
+    ontology: str | Path | None = None,
+) -> Scorer:
     """Returns the scorer of names. Raises ValueError or OSError that names the option.
 
     Args:
@@ -45,12 +59,20 @@ def load_scorer(encoder: str, background: str | Path | None, *, data_dir: str | 
         background: file of background names; None takes those of `data_dir`, else of Hu et al.; "none" leaves the
             percentile out.
         data_dir: folder with the data of the tasks.
+        ontology: OBO file, for scores of GO sets by the Gene Ontology.
     """
     if encoder == "none":
+        if ontology is not None:
+            raise ValueError(f"`ontology={str(ontology)!r}` needs `encoder`: it finds the term nearest to a name.")
         return Scorer()
     names = None if background == "none" else load_background(background, data_dir=data_dir)
     loaded = load_encoder(encoder)
-    return Scorer(loaded) if names is None else Scorer(loaded, *cached_vectors(loaded, names))
+    scorer = Scorer(loaded) if names is None else Scorer(loaded, *cached_vectors(loaded, names))
+    if ontology is None:
+        return scorer
+    from bft_trl.evaluation.ontology import load_ontology
+
+    return scorer._replace(ontology=load_ontology(Path(ontology), loaded))
 
 
 def recorded_name(answer: str | None) -> str | None:
@@ -82,7 +104,13 @@ def proposed_name(name: str | None, genes: Sequence[str]) -> str | None:
     return None if name is None or copies_genes(name, genes) else name
 
 
-def score_names(names: Sequence[str], answers: Sequence[str | None], scorer: Scorer | None = None) -> pd.DataFrame:
+def score_names(
+    names: Sequence[str],
+    answers: Sequence[str | None],
+    scorer: Scorer | None = None,
+    *,
+    terms: Sequence[str] | None = None,
+) -> pd.DataFrame:
     """Returns rouge1, rouge2, rougeL (0 to 1), similarity (-1 to 1), percentile (0 to 100) and answer_rate (0 or 1).
 
     Args:
@@ -90,9 +118,11 @@ def score_names(names: Sequence[str], answers: Sequence[str | None], scorer: Sco
         answers: the proposed names, (N,); None for an answer without a name, which scores 0 in every metric. The
             refusal of Hu et al.'s prompt has answer_rate 0 too, but is scored as the text that it is.
         scorer: its encoder adds similarity, the cosine of the cleaned texts; its background adds percentile, the rank
-            of the true name among the background names, both as they are written.
+            of the true name among the background names, both as they are written; its ontology adds go_hit and
+            go_lin of the term nearest to the answer, see [`term_scores`].
+        terms: GO ids of the true names, for the ontology; other ids give NaN.
     """
-    encoder, background, _ = scorer or Scorer()
+    encoder, background, _, ontology = scorer or Scorer()
     texts = [cleaned_answer(answer or "") for answer in answers]
     texts = [text if any(map(str.isalnum, text)) else "" for text in texts]  # "..." is no name
     empty = np.array([not text for text in texts], dtype=bool)
@@ -104,5 +134,12 @@ def score_names(names: Sequence[str], answers: Sequence[str | None], scorer: Sco
         if background is not None:
             percentile = background_percentile(vectors, encoder.encode(names), background)
             table["percentile"] = np.where(empty, 0.0, percentile)
+        if ontology is not None and any(term.startswith("GO:") for term in terms or ()):
+            from bft_trl.evaluation.ontology import term_scores
+
+            pairs = zip(terms or (), ontology.nearest(vectors), strict=True)
+            found = np.array([term_scores(ontology, truth, nearest) for truth, nearest in pairs]).reshape(-1, 2)
+            zero = empty[:, None] & ~np.isnan(found)
+            table[list(ONTOLOGY_METRICS)] = np.where(zero, 0.0, found)
     table["answer_rate"] = [float(bool(text) and text.lower() != REFUSAL) for text in texts]
     return table

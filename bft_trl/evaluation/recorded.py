@@ -15,7 +15,7 @@ from bft_trl.data.tables import ids_as_text, read_gmt, read_table, split_genes
 from bft_trl.evaluation.baselines import baseline_scores, enrichment_baseline
 from bft_trl.evaluation.names import Scorer, load_scorer, proposed_name, recorded_name, score_names
 from bft_trl.evaluation.samples import RECORDED
-from bft_trl.evaluation.scores import document_key, document_parts, write_scores
+from bft_trl.evaluation.scores import document_key, document_parts, read_settings, write_scores
 from bft_trl.io import check_folder
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ def score_recorded(
     source: str | None = None,
     background: Path | None = None,
     encoder: str | None = None,
+    ontology: Path | None = None,
     missing: str = "error",
     baselines: bool = False,
     gmt: Path | None = None,
@@ -50,6 +51,7 @@ def score_recorded(
         source: score only the predictions with this value in the column source.
         background: table with a column name, or a text file of one name a line; adds percentile, needs `encoder`.
         encoder: Hub id or folder of a sentence encoder; adds similarity.
+        ontology: OBO file; adds scores of GO sets by the Gene Ontology, needs `encoder`.
         missing: what to do if a model has no row for an id: "error", "empty" (scores 0) or "skip" (score the others).
         baselines: add the baselines of the task.
         gmt: add the top term of an over-representation test against this library; for gene sets.
@@ -62,6 +64,8 @@ def score_recorded(
         raise ValueError(f"`seed={seed}` must be 0 or more.")
     if background is not None and encoder is None:
         raise ValueError(f"`background={str(background)!r}` needs `encoder`: it ranks by the encoder's similarity.")
+    if (output_dir / "settings.json").is_file() and "request" in read_settings(output_dir):
+        raise ValueError(f"`output_dir={str(output_dir)!r}` has the results of `bft-trl eval`. Name another folder.")
     if (references is None) == (task is None):
         raise ValueError("Set either `references` (gene sets of your own) or `task` (one of ours).")
     documents = _read_references(references) if references is not None else _task_documents(str(task), data_dir)
@@ -72,7 +76,7 @@ def score_recorded(
     if gmt is not None:
         parts.append(_enrichment(documents, gmt))
     table = pd.concat(parts, ignore_index=True)
-    scorer = load_scorer(encoder or "none", background or "none") if named else None
+    scorer = load_scorer(encoder or "none", background or "none", ontology=ontology) if named else None
     metrics = score_answers(documents[table["unit"]].tolist(), table["answer"].tolist(), scorer)
     scores = pd.concat([table[["model", "kind", "unit"]], metrics], axis=1)
     if baselines:
@@ -97,16 +101,17 @@ def score_answers(
     """Returns the metrics of each answer, one row per document.
 
     Args:
-        documents: gene sets (name, genes) or questions (labels, answer).
+        documents: gene sets (id, name, genes) or questions (labels, answer).
         answers: for gene sets a name or a full answer with "Process:", for questions a label; None for no answer.
         scorer: of names; None for questions.
     """
     if scorer is None:
         acc = [float(answer == document["answer"]) for document, answer in zip(documents, answers, strict=True)]
         return pd.DataFrame({"acc": acc})
-    names = [document["name"] for document in documents]
     pairs = zip(documents, answers, strict=True)
-    return score_names(names, [proposed_name(recorded_name(answer), doc["genes"]) for doc, answer in pairs], scorer)
+    names = [proposed_name(recorded_name(answer), document["genes"]) for document, answer in pairs]
+    references = [document["name"] for document in documents]
+    return score_names(references, names, scorer, terms=[document["id"] for document in documents])
 
 
 def recorded_systems() -> pd.DataFrame:
@@ -165,7 +170,8 @@ def _read_references(path: Path) -> pd.Series:
     table = table.assign(id=_ids(path, table))
     _check(path, table["id"][table["id"].duplicated()], "repeated id")
     _check(path, table["id"][table["name"].astype("string").str.strip().fillna("") == ""], "no name for id")
-    sets = [{"name": row.name, "genes": split_genes(row.genes)} for row in table[["name", "genes"]].itertuples()]
+    rows = table[["id", "name", "genes"]].to_dict("records")
+    sets = [row | {"genes": split_genes(row["genes"])} for row in rows]
     return pd.Series(sets, index=pd.Index(table["id"], name="unit"))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +40,7 @@ def evaluate(
 ) -> dict[str, str]:
     """Writes `scores.parquet`, `settings.json`, `results.json` (lm-eval's) and `samples.jsonl` into `output_dir`.
 
-    An evaluation that was stopped goes on from its last answer, and a finished one is not repeated.
+    An evaluation that was stopped continues from its last answer, and a finished one is not repeated.
 
     Args:
         run: what to evaluate.
@@ -52,17 +53,14 @@ def evaluate(
         overwrite: replace the results of another evaluation.
         options: of lm-eval's `simple_evaluate`: limit, num_fewshot, gen_kwargs, system_instruction.
 
-    Returns:
-        Tasks that were left out because their data cannot be loaded, with the reason.
-
-    Raises ValueError or OSError that names the option, before the model is loaded.
+    Returns the tasks that were left out because their data cannot be loaded, with the reason. Raises ValueError or
+    OSError that names the option, before the model is loaded.
     """
-    check_folder(output_dir)
     metadata = dict(metadata or {})
-    model = fingerprint(run) | {"quantization": run.quantization, "apply_chat_template": run.apply_chat_template}
-    request: dict[str, Any] = {"model": model, "tasks": list(tasks), "metadata": metadata, "seed": seed, **options}
-    request |= {"include_path": include_path, "lm_eval_version": version("lm_eval")}
-    if not overwrite and _is_done(output_dir, request):
+    requested = {"metadata": metadata, "include_path": include_path, "seed": seed, **options}
+    request, done = check_request(run, tasks, output_dir, overwrite=overwrite, batch_size=batch_size, **requested)
+    if done:
+        logger.info("%s has the results of this evaluation (--overwrite_output_dir repeats it)", output_dir)
         return read_settings(output_dir)["left_out"]
     named = {"pretrained": run.base, **metadata}  # some of lm-eval's tasks need the tokenizer
     manager, loaded, left_out = load_tasks(tasks, metadata=named, include_path=include_path)
@@ -81,17 +79,39 @@ def evaluate(
     return left_out
 
 
-def _is_done(output_dir: Path, request: Mapping[str, Any]) -> bool:
-    """Whether the folder has the results of this evaluation. Raises ValueError if it has those of another one."""
-    if not (output_dir / "settings.json").is_file():
-        return False
+def check_request(
+    run: Run,
+    tasks: Sequence[str],
+    output_dir: Path,
+    *,
+    batch_size: int | str = 1,
+    device: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> tuple[dict[str, Any], bool]:
+    """Checks numbers and folder. Arguments as of [`evaluate`].
+
+    Returns what decides the results, and whether the folder has them. Raises ValueError for numbers out of range, and
+    if the folder has the results of another evaluation.
+    """
+    check_folder(output_dir)
+    if not re.fullmatch(r"auto(:[\d.]+)?|0*[1-9]\d*", str(batch_size)):
+        raise ValueError(f"`batch_size={batch_size!r}` must be 1 or more, or 'auto'.")
+    limit, examples = options.get("limit"), options.get("num_fewshot")
+    if limit is not None and not (0 < limit < 1 or (limit >= 1 and float(limit).is_integer())):
+        raise ValueError(f"`limit={limit:g}` must be a number of documents, 1 or more, or a fraction between 0 and 1.")
+    if examples is not None and examples < 0:
+        raise ValueError(f"`num_fewshot={examples}` must be 0 or more.")
+    model = fingerprint(run) | {"quantization": run.quantization, "apply_chat_template": run.apply_chat_template}
+    request = {"model": model, "tasks": list(tasks), **options, "lm_eval_version": version("lm_eval")}
+    if overwrite or not (output_dir / "settings.json").is_file():
+        return request, False
     if read_settings(output_dir).get("request") != request:
         raise ValueError(
-            f"`output_dir={str(output_dir)!r}` has the results of another evaluation. Name another folder, or replace "
-            "them with `overwrite_output_dir`."
+            f"`output_dir={str(output_dir)!r}` has the results of another evaluation. Remove it, name another folder, "
+            "or replace them with `overwrite_output_dir`."
         )
-    logger.info("%s has the results of this evaluation (--overwrite_output_dir repeats it)", output_dir)
-    return True
+    return request, True
 
 
 def load_tasks(

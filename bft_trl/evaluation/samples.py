@@ -1,6 +1,7 @@
 """What lm-eval returns, or writes with --log_samples, in the results format."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import numpy as np
 import pandas as pd
 
 from bft_trl.evaluation.baselines import baseline_scores
-from bft_trl.evaluation.names import Scorer
+from bft_trl.evaluation.names import ONTOLOGY_METRICS, Scorer
 from bft_trl.evaluation.scores import document_key, document_parts
+
+logger = logging.getLogger(__name__)
 
 # The task of recorded answers. Which of our tasks the gene sets belong to is found by their ids.
 RECORDED = "gene_sets"
@@ -47,33 +50,29 @@ def scores_of_samples(
     models: dict[str, Any] = {model: {}}
     for task in results["configs"]:
         filters = list(dict.fromkeys(sample["filter"] for sample in samples[task]))
-        for name in filters:
+        suffixes = [f"[{name}]" if len(filters) > 1 else "" for name in filters]
+        for name, suffix in zip(filters, suffixes, strict=True):
             logged = [sample for sample in samples[task] if sample["filter"] == name]
             units = pd.Index(_units(logged), name="unit")
-            frame = pd.DataFrame([{metric: s[metric] for metric in s["metrics"]} for s in logged], index=units)
-            # Some of lm-eval's metrics are aggregated from tuples: there is no score per document.
-            frame = frame.infer_objects().select_dtypes(["number", "bool"]).astype(float)
-            parts.append(_long(task, frame.add_suffix(f"[{name}]" if len(filters) > 1 else ""), model))
+            frame = _metrics(task, logged).set_index(units)
+            parts.append(_long(task, frame.add_suffix(suffix), model))
         answers.append(_answers(task, logged, units, model))
         tasks[task] = _settings(task, results) | {"filters": filters}
-        named = "scorer_version" in tasks[task]
+        scorer = (scorers or {}).get(task, Scorer() if "scorer_version" in tasks[task] else None)
         documents: Documents = [sample["doc"] for sample in logged]
         selected = None
         if test_sets and task in test_sets:
             documents, selected = test_sets[task], [sample["doc_id"] for sample in logged]
         elif len(set(results["n-samples"][task].values())) > 1:
             continue
+        rng = np.random.default_rng(seed)
         found = baseline_scores(
-            documents,
-            list(frame),
-            scorer=(scorers or {}).get(task, Scorer() if named else None),
-            rng=np.random.default_rng(seed),
-            selected=selected,
-            gene_names=gene_names,
+            documents, list(frame), scorer=scorer, rng=rng, selected=selected, gene_names=gene_names
         )
         for name, table in found.items():
             models[f"baseline: {name}"] = {"kind": "baseline"}
-            parts.append(_long(task, table.set_axis(units), f"baseline: {name}"))
+            table = table.set_axis(units)
+            parts += [_long(task, table.add_suffix(suffix), f"baseline: {name}") for suffix in suffixes]
     scores = pd.concat(parts, ignore_index=True).assign(seed=seed)
     settings = {"tasks": tasks, "models": models, "inputs": _inputs(results)}
     return scores, pd.concat(answers, ignore_index=True), settings
@@ -110,8 +109,20 @@ def read_lm_eval(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, An
     return scores_of_samples(merged, samples, model=folder.resolve().name)
 
 
+def _metrics(task: str, logged: Samples) -> pd.DataFrame:
+    """One row per document; without the metrics that lm-eval aggregates from tuples."""
+    frame = pd.DataFrame([{metric: sample[metric] for metric in sample["metrics"]} for sample in logged])
+    numbers = frame.infer_objects().select_dtypes(["number", "bool"])
+    dropped = frame.columns.difference(numbers.columns)
+    if len(dropped):
+        logger.warning("%s: no score per document for %s", task, ", ".join(dropped))
+    return numbers.astype(float)
+
+
 def _long(task: str, frame: pd.DataFrame, model: str) -> pd.DataFrame:
     rows = frame.reset_index().melt("unit", var_name="metric", value_name="score")
+    # A set whose id is not in the ontology has no score by it.
+    rows = rows[~(rows["metric"].isin(ONTOLOGY_METRICS) & rows["score"].isna())]
     return rows.assign(task=task, model=model)
 
 
@@ -126,7 +137,7 @@ def _inputs(results: Mapping[str, Any]) -> dict[str, Any]:
     for config in results["configs"].values():
         metadata = config.get("metadata") or {}
         if "scorer_version" in metadata:
-            return {name: metadata.get(name) for name in ("encoder", "background", "data_dir")}
+            return {name: metadata.get(name) for name in ("encoder", "background", "data_dir", "ontology")}
     return {}
 
 

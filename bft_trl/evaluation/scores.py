@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from bft_trl.io import write_files
+from bft_trl.io import read_json_object, write_files
 
 COLUMNS = ["task", "metric", "unit", "model", "seed", "score"]
 ANSWER_COLUMNS = ["task", "unit", "model", "answer", "reference", "document", "key", "prompt"]
@@ -47,7 +47,10 @@ def write_scores(
 def read_scores(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Returns scores and settings as [`write_scores`] takes them. Raises ValueError that names the file."""
     try:
-        return pd.read_parquet(folder / "scores.parquet", columns=COLUMNS), read_settings(folder)
+        scores, settings = pd.read_parquet(folder / "scores.parquet", columns=COLUMNS), read_settings(folder)
+        if unknown := set(scores["task"]) - settings["tasks"].keys():
+            raise ValueError(f"settings.json lacks the tasks {sorted(unknown)}")
+        return scores, settings
     except ValueError as error:
         raise ValueError(f"{folder}: its scores.parquet or settings.json cannot be read ({error}).") from error
 
@@ -59,8 +62,13 @@ def read_answers(folder: Path) -> pd.DataFrame:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Returns `settings.json` of a folder."""
-    return json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    """Returns `settings.json` of a folder. Raises ValueError that names the file and what it lacks."""
+    settings = read_json_object(folder / "settings.json")
+    for key in ("tasks", "models"):
+        found = settings.get(key)
+        if not isinstance(found, dict) or not all(isinstance(value, dict) for value in found.values()):
+            raise ValueError(f"{folder / 'settings.json'}: {key!r} must be an object of objects, not {found!r}.")
+    return settings
 
 
 def kind_of(settings: Mapping[str, Any], model: str) -> str:
@@ -69,11 +77,11 @@ def kind_of(settings: Mapping[str, Any], model: str) -> str:
 
 
 def document_parts(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the parts of a document that scoring needs: name and genes, or question, labels, options and answer.
+    """Returns the parts of a document that scoring needs: id, name and genes, or question, labels, options and answer.
 
     None for documents of other tasks.
     """
-    for parts in (("name", "genes"), ("question", "labels", "options", "answer")):
+    for parts in (("id", "name", "genes"), ("question", "labels", "options", "answer")):
         if document.keys() >= set(parts):
             values = [document[part] for part in parts]
             return {part: v if isinstance(v, str) else list(v) for part, v in zip(parts, values, strict=True)}

@@ -43,12 +43,9 @@ def vanishing_remedy(objective: Mapping[str, Any]) -> str:
 
 
 def check_finite(sums: torch.Tensor, rows: torch.Tensor | None, step: int) -> None:
-    """Raises FloatingPointError if the nll of a sample is not finite.
+    """Raises FloatingPointError if the nll of a sample is not finite in an optimizer step (from 1).
 
-    Args:
-        sums: (samples, len(SUMS) + 1) of `sum_by_sample`.
-        rows: (samples,) row numbers, None without `log_samples`.
-        step: optimizer step, from 1.
+    `sums` are (B, len(SUMS) + 1) of `sum_by_sample`, `rows` (B,) row numbers, None without `log_samples`.
     """
     broken = (~sums[:, SUMS.index("nll")].isfinite()).nonzero().squeeze(1)
     if not len(broken):

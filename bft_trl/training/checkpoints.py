@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate.logging import get_logger
 
-from bft_trl.io import last_complete_checkpoint, missing_part, write_text
+from bft_trl.io import checkpoints, last_complete_checkpoint, missing_part, read_json_object, write_text
 
 logger = get_logger(__name__)
 
@@ -18,10 +18,10 @@ def resolve_checkpoint(resume: str | bool | None, output_dir: Path, objective: M
     Raises ValueError if it is incomplete or was trained with another objective.
     """
     if not resume:
-        if any(output_dir.glob("checkpoint-*")):
+        if checkpoints(output_dir):
             logger.warning(
-                "`output_dir=%r` has checkpoints of an earlier run, which this one will overwrite. Resume with "
-                "`resume_from_checkpoint=True`, or choose another folder.",
+                "`output_dir=%r` has checkpoints of an earlier run, and `resume_from_checkpoint=True` takes the "
+                "highest step of both. Remove them, or choose another folder.",
                 str(output_dir),
             )
         return None
@@ -50,7 +50,7 @@ def changed_objective(folder: Path, objective: Mapping[str, Any]) -> str:
     file = folder / "objective.json"
     if not file.is_file():
         return ""
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = read_json_object(file)
     # Under the other objectives the other fields have no effect.
     bft = objective["loss_type"] == before.get("loss_type") == "bft"
     names = objective if bft else ["loss_type", "token_weight_power", "anchor_coef"]

@@ -39,13 +39,10 @@ def sum_by_sample(
     kl: torch.Tensor | None = None,
     anchor_coef: float = 0.0,
 ) -> torch.Tensor:
-    """Returns (B, len(SUMS) + 1) sums of each sample, float64 on the CPU.
+    """Returns (B, len(SUMS) + 1) sums of each sample of a batch, float64 on the CPU.
 
-    Args:
-        tokens, weights: of the batch.
-        mean_over_samples: whether the objective is a mean over samples (bft) or over tokens (the others).
-        kl: (N,) divergence of each token from the base model.
-        anchor_coef: its coefficient in the objective.
+    `mean_over_samples` says whether the objective is a mean over samples (bft) or over tokens (the others). `kl` (N,)
+    is the divergence of each token from the base model, which the objective contains `anchor_coef` times.
     """
     tokens = SupervisedTokens(*(part.detach().cpu() for part in tokens))
     weights = Weights(*(part.detach().cpu() for part in weights))
@@ -87,11 +84,9 @@ def sum_by_row(
     """Returns (rows, 1 + values, len(SUMS) + 1): sums over all samples of each row of the batch, then by column value.
 
     Args:
-        sums: (B, len(SUMS) + 1) of the samples.
-        row: (B,) the row of the batch of each sample.
-        rows: number of rows of the batch.
+        sums, row: (B, len(SUMS) + 1) of the samples, and (B,) the row of the batch of each.
+        rows, values: number of rows of the batch, and of column values.
         value: (B,) index of the column value of each sample, None without `metrics_by_column`.
-        values: number of column values.
     """
     result = sum_by_index(sums, row, rows)[:, None]
     if value is None or not values:

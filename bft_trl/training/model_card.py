@@ -39,7 +39,7 @@ QUESTION = "Which biological process do the human genes MLH1, MSH2, MSH6 and PMS
 _DIFFERENCES = """\
 Differences from the authors' v1 code (TencentAILabHealthcare/BFT): the mean is taken over the samples of the whole
 optimizer step instead of each micro-batch, so gradient accumulation does not change the loss; a document in a packed
-row is a sample of its own; a sample without supervised tokens counts nowhere; weights are computed from per-token
+row is a sample of its own; a sample without supervised tokens is ignored; weights are computed from per-token
 log-probabilities in float32 without full logits.
 """
 

@@ -67,8 +67,7 @@ class SampleLog:
         """Keeps the samples of a batch, and writes at most every 30 seconds.
 
         Args:
-            rows: (B,) their row numbers.
-            sums: (B, len(SUMS) + 1) of `sum_by_sample`.
+            rows, sums: (B,) their row numbers, and (B, len(SUMS) + 1) of `sum_by_sample`.
             windows: (B, 2) bounds of the window of lowest confidence in the sample's supervised tokens.
             epoch, step: at which they were seen.
         """

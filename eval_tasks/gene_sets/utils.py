@@ -42,26 +42,27 @@ def _name(doc: dict[str, Any], response: str) -> str | None:
 class GeneSetTask(ConfigurableTask):
     """An lm-eval task whose answers are scored together, because an encoder works in batches.
 
-    Reads from the metadata: data_dir, encoder (default MedCPT; "none" leaves similarity and percentile out) and
-    background (a file; "none" leaves the percentile out).
+    Reads from the metadata: data_dir, encoder (default MedCPT; "none" leaves similarity and percentile out),
+    background (a file; "none" leaves the percentile out) and ontology (an OBO file, for the metrics of GO sets).
     """
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         super().__init__(config={key: value for key, value in (config or {}).items() if key != "class"})
         settings = self.config.metadata
         encoder, background = settings.setdefault("encoder", MEDCPT), settings.get("background")
-        self.scorer = load_scorer(encoder, background, data_dir=settings.get("data_dir"))
+        options = {name: settings.get(name) for name in ("data_dir", "ontology")}
+        self.scorer = load_scorer(encoder, background, **options)
         if self.scorer.background is None:
             without = "similarity and percentile are" if self.scorer.encoder is None else "percentile is"
             logger.warning("%s: %s left out.", self.config.task, without)
         settings |= self.scorer.settings
-        self._scores: dict[tuple[str, str | None], dict[str, float]] = {}
+        self._scores: dict[tuple[str, str, str | None], dict[str, float]] = {}
 
     def apply_filters(self) -> Any:
         filtered = super().apply_filters()
         self._score(
             [
-                (instance.doc["name"], _name(instance.doc, response))
+                (instance.doc["id"], instance.doc["name"], _name(instance.doc, response))
                 for instance in self.instances
                 for response in instance.filtered_resps.values()
             ]
@@ -69,11 +70,12 @@ class GeneSetTask(ConfigurableTask):
         return filtered
 
     def process_results(self, doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-        answer = (doc["name"], _name(doc, results[0]))
+        answer = (doc["id"], doc["name"], _name(doc, results[0]))
         if answer not in self._scores:
             self._score([answer])
         return self._scores[answer]
 
-    def _score(self, answers: list[tuple[str, str | None]]) -> None:
-        names, given = zip(*answers, strict=True)
-        self._scores |= dict(zip(answers, score_names(names, given, self.scorer).to_dict("records"), strict=True))
+    def _score(self, answers: list[tuple[str, str, str | None]]) -> None:
+        ids, names, given = zip(*answers, strict=True)
+        table = score_names(names, given, self.scorer, terms=ids)
+        self._scores |= dict(zip(answers, table.to_dict("records"), strict=True))

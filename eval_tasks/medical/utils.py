@@ -35,6 +35,10 @@ def mmlu_medical(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
     return _load("mmlu_medical", data_dir, shuffle=True)
 
 
+def medxpertqa(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
+    return _load("medxpertqa", data_dir)
+
+
 def prompt(doc: dict[str, Any]) -> str:
     return _prompt(doc, reasoning=False)
 
