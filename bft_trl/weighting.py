@@ -165,7 +165,7 @@ def token_and_sample_weights(
     token, sample = (token**token_weight_power).clamp(min=min_token_weight), sample.clamp(0, 1)
     if loss_type == "dft":
         token = probs**token_weight_power
-    if top_entropy is not None:
+    if loss_type == "eaft" and top_entropy is not None:
         token = (top_entropy.detach() / EAFT_SCALE) ** token_weight_power
     if loss_type == "nll" or (loss_type == "bft" and not token_weighting):
         token = torch.ones_like(token)
