@@ -41,7 +41,7 @@ def steps(folder: str) -> dict[str, Callable[[], object]]:
             args=BFTConfig(
                 folder, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", **options
             ),
-            train_dataset=random_rows({"length": 512, "share": 0.25}),
+            train_dataset=random_rows({"length": 512, "fraction": 0.25}),
             peft_config=LoraConfig(r=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"),
         )
         trainer.current_gradient_accumulation_steps = 1

@@ -171,9 +171,10 @@ def plot_report(report: NameReport, log_history: Sequence[Mapping[str, Any]], pa
     axes: dict[str, Any] = figure.subplot_mosaic(
         [["nll", "systems"], ["examples", "examples"]], height_ratios=[1.2, 1]
     )
-    for name, label in {"nll": "training", "eval_nll": "validation sets"}.items():
+    for name, label in {"nll": "training", "eval_nll": "validation sets", "test_nll": "held-out sets"}.items():
         points = {log["step"]: log[name] for log in log_history if name in log}
-        axes["nll"].plot(points.keys(), points.values(), marker="o", label=label)
+        if points:
+            axes["nll"].plot(list(points), list(points.values()), marker="o", label=label)
     axes["nll"].set(xlabel="optimizer step", ylabel="nll (nats per token)")
     axes["nll"].legend(frameon=False)
     metric = "percentile" if "percentile" in report.table else "rouge1"
