@@ -45,7 +45,7 @@ def main() -> None:
     row = {name: getattr(args, name) for name in (*SHOWN, "max_steps", "group_size", "seed")}
     row |= {"lora_r": model_args.lora_r, "dtype": model_args.dtype, "seconds": round(seconds, 1)}
     row |= table.loc[AFTER].drop(["better", "standard_error"], errors="ignore").round(4).to_dict()
-    pd.DataFrame([row]).to_csv(OUT, mode="a", header=not OUT.exists(), index=False)
+    pd.concat([pd.read_csv(OUT), pd.DataFrame([row])]).to_csv(OUT, index=False)
 
 
 if __name__ == "__main__":
