@@ -92,7 +92,7 @@ def measure(folder: str, version: str, batch: int, length: int) -> dict[str, Any
 
     def ours() -> None:
         tokens = supervised_tokens(log_probs, mask)
-        weights = token_and_sample_weights(tokens.log_probs, tokens.lengths, **trainer.args.objective())
+        weights = token_and_sample_weights(tokens.log_probs, tokens.lengths, **trainer.args.weighting())
         trainer._record(tokens, weights, {}, batch)
         trainer._reduce(tokens, weights, batch).backward()
 

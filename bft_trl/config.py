@@ -17,7 +17,9 @@ OBJECTIVE_FIELDS = (
     "group_size",
     "confidence_mean",
     "confidence_gamma",
+    "token_weight_power",
     "min_token_weight",
+    "anchor_coef",
 )
 
 
@@ -28,16 +30,18 @@ class BFTConfig(SFTConfig):
 
     It inherits every parameter from `trl.SFTConfig` and adds the choice of objective. With `load_best_model_at_end`
     the default metric is the unweighted `eval_nll`; compare *objectives* by task scores, since nll favors SFT by
-    construction. The options from `bft_version` to `min_token_weight` act under `loss_type="bft"` only. The help text
-    of each field says what it means (`bft-trl train --help`).
+    construction. The options from `bft_version` to `min_token_weight` act under `loss_type="bft"` only, except
+    `token_weight_power`, which "dft" and "eaft" have as well. The help text of each field says what it
+    means (`bft-trl train --help`).
     """
 
     loss_type: str = field(
         default="bft",
         metadata={
-            "help": "Objective: 'bft' (Balanced Fine-Tuning, https://arxiv.org/abs/2511.21075), 'nll' (plain SFT) or "
-            "'dft' (Dynamic Fine-Tuning, https://arxiv.org/abs/2508.05629).",
-            "choices": ["bft", "nll", "dft"],
+            "help": "Objective: 'bft' (Balanced Fine-Tuning, https://arxiv.org/abs/2511.21075), 'nll' (plain SFT), "
+            "'dft' (Dynamic Fine-Tuning, https://arxiv.org/abs/2508.05629) or 'eaft' (tokens weighed by the entropy "
+            "of the 20 most likely tokens; needs a frozen LM head).",
+            "choices": ["bft", "nll", "dft", "eaft"],
         },
     )
     bft_version: str = field(
@@ -64,8 +68,22 @@ class BFTConfig(SFTConfig):
     confidence_gamma: float = field(
         default=1.0, metadata={"help": "Exponent on the minimum group confidence of v1: sample weight = 1 - p**gamma."}
     )
+    token_weight_power: float = field(
+        default=1.0,
+        metadata={
+            "help": "Exponent on the token weight of 'dft', 'eaft' and 'bft': 1 is the papers, 0 is no token "
+            "weighting. Try 0.5 where the model knows little: weights near 0 grow."
+        },
+    )
     min_token_weight: float = field(
         default=0.0, metadata={"help": "Floor on the token weight, 0 is the paper. Try 0.1 where the signal vanishes."}
+    )
+    anchor_coef: float = field(
+        default=0.0,
+        metadata={
+            "help": "Adds this multiple of KL(base model || policy) per supervised token to any objective; 'dft' with "
+            "0.1 is ASFT. The base model is the model without its adapter."
+        },
     )
     lm_head_backend: str = field(
         default="auto",
@@ -148,6 +166,17 @@ class BFTConfig(SFTConfig):
             raise ValueError(
                 f"`confidence_gamma={self.confidence_gamma!r}` must be a number above 0 (1 is the paper)."
             )
+        if not _is_number(self.token_weight_power) or not 0 <= self.token_weight_power < math.inf:
+            raise ValueError(
+                f"`token_weight_power={self.token_weight_power!r}` must be a number of 0 or more (1 is the papers)."
+            )
+        if not _is_number(self.anchor_coef) or not 0 <= self.anchor_coef < math.inf:
+            raise ValueError(f"`anchor_coef={self.anchor_coef!r}` must be a number of 0 or more (ASFT: 0.1).")
+        if self.needs_frozen_head and self.lm_head_backend == "trl":
+            raise ValueError(
+                f"`{self.needs_frozen_head}` needs the frozen LM head, which `lm_head_backend='trl'` excludes. Set it "
+                "to 'auto'."
+            )
         if not _is_number(self.min_token_weight) or not 0 <= self.min_token_weight <= 1:
             raise ValueError(f"`min_token_weight={self.min_token_weight!r}` must lie in [0, 1] (0 is the paper).")
         if self.bft_version == "v3" and (self.confidence_mean != "geometric" or self.confidence_gamma != 1):
@@ -168,6 +197,17 @@ class BFTConfig(SFTConfig):
         if protocol == torch.serialization.DEFAULT_PROTOCOL:
             state = state | {"hub_token": None}
         return function, arguments, state, *rest
+
+    @property
+    def needs_frozen_head(self) -> str | None:
+        """The option, with its value, that only the frozen LM head can serve."""
+        if self.anchor_coef:
+            return f"anchor_coef={self.anchor_coef}"
+        return f"loss_type={self.loss_type!r}" if self.loss_type == "eaft" else None
+
+    def weighting(self) -> dict[str, Any]:
+        """The options of `token_and_sample_weights`, by name."""
+        return {name: value for name, value in self.objective().items() if name != "anchor_coef"}
 
     def objective(self) -> dict[str, Any]:
         """The fields that define the loss, by name: what goes into checkpoints and model cards."""

@@ -11,17 +11,30 @@ GENES_IN_ANALYSIS = 3
 _PROCESS_LINE = re.compile(r"^[ \t*#]*process[ \t*]*:[ \t*]*(.*)$", re.IGNORECASE | re.MULTILINE)
 
 
-def gene_set_prompt(genes: Sequence[str], *, analysis: bool = True) -> str:
+def gene_set_prompt(
+    genes: Sequence[str], *, analysis: bool = True, full_names: Sequence[str | None] | None = None
+) -> str:
     """Returns the user turn that asks for the biological process of a gene set, after GeneAgent's protocol.
 
-    With `analysis=False` it asks for the name alone. Raises ValueError if `genes` is empty.
+    Args:
+        genes: symbols, listed in one line.
+        analysis: False asks for the name of the process alone.
+        full_names: full name of each gene, None where there is none: genes are listed one per line, with their names.
+
+    Raises ValueError if `genes` is empty, or if `full_names` has another length.
     """
     if not genes:
         raise ValueError("`genes` is empty: a gene set needs at least one gene.")
+    listed = f" {', '.join(genes)}"
+    if full_names is not None:
+        if len(full_names) != len(genes):
+            raise ValueError(f"`full_names` has {len(full_names)} entries for {len(genes)} genes: give one per gene.")
+        pairs = zip(genes, full_names, strict=True)
+        listed = "".join(f"\n{gene}: {full}" if full else f"\n{gene}" for gene, full in pairs)
     ending = ", then give a short analysis." if analysis else " and nothing else."
     return (
         "Propose a brief name for the most prominent biological process performed by this set of human genes. "
-        f'Write "Process: <name>" on the first line{ending}\n\nGenes: {", ".join(genes)}'
+        f'Write "Process: <name>" on the first line{ending}\n\nGenes:{listed}'
     )
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,12 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoConfig, TrainerCallback
-from trl import ModelConfig, get_peft_config, get_quantization_config, maybe_apply_chat_template
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from bft_trl.comparison.curves import history_table, plot_history
 from bft_trl.config import BFTConfig
+from bft_trl.data.gene_sets import load_gene_sets
+from bft_trl.demo import answer_prompts, log_report, name_gene_sets, report_names
 from bft_trl.io import checkpoints, lock, read_json_object, write_text
 from bft_trl.models import HUB_ID, INSTALL, demo_model
 from bft_trl.prompts import parse_process
@@ -133,14 +134,19 @@ def train(
             _log_plan(args, train_dataset)
         prompts, references = _gene_sets(eval_dataset, show_samples)
         before = answer_prompts(trainer, prompts)
+        test = load_gene_sets("test", described=True) if dataset_name is None else None
+        named = [name_gene_sets(trainer, test)]
         if overwrite_output_dir and not checkpoint:
             remove_checkpoints(args)
         seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
         trainer.save_model()
         trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=dataset_name)
+        named.append(name_gene_sets(trainer, None if interrupt.interrupted else test))
         if main_process:
             answers = {"reference": references, "before": before, "after": answer_prompts(trainer, prompts)}
             write_report(trainer, summarize(trainer, source, dataset_name, seconds, answers))
+            if named[-1].answers:
+                log_report(report_names(test, *named), trainer.state.log_history, Path(args.output_dir))
     return interrupt.interrupted
 
 
@@ -211,25 +217,6 @@ def _gene_sets(eval_dataset: Any, count: int) -> tuple[list[Any], list[str]]:
     texts = [text if isinstance(text, str) else text[0]["content"] for text in rows["completion"]]
     named = [index for index, text in enumerate(texts) if parse_process(text)]
     return [rows[index]["prompt"] for index in named], [texts[index] for index in named]
-
-
-@torch.no_grad()
-def answer_prompts(trainer: BFTTrainer, prompts: Sequence[Any]) -> list[str]:
-    """Returns greedy answers of up to 40 tokens to prompts, conversations or texts, generated in one batch.
-
-    Empty with FSDP and DeepSpeed: a sharded model generates on all ranks or not at all.
-    """
-    if not prompts or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return []
-    tokenizer, model = trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model)
-    texts = [maybe_apply_chat_template({"prompt": prompt}, tokenizer)["prompt"] for prompt in prompts]
-    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-    batch, training = batch.to(model.device), model.training
-    model.eval()
-    # SFTTrainer sets `use_cache=False` in the configuration where it checkpoints activations.
-    output = model.generate(**batch, max_new_tokens=40, do_sample=False, use_cache=True)
-    model.train(training)
-    return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def summarize(

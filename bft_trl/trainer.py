@@ -14,7 +14,7 @@ from trl import SFTTrainer
 
 from bft_trl import markdown
 from bft_trl.config import BFTConfig
-from bft_trl.lm_head import choose_lm_head
+from bft_trl.model_head import choose_lm_head
 from bft_trl.training import callbacks as run_callbacks
 from bft_trl.training import metrics, rows, validation
 from bft_trl.training.batches import RecordingForward, count_samples, mask_repeated_rows, target_documents
@@ -38,7 +38,8 @@ class BFTTrainer(SFTTrainer):
     Logged in training (over the steps since the last log) and in evaluation (exact over the set, with `eval_`): `nll`
     (unweighted, nats per token whose label is not -100), the means `token_weight`, `sample_weight` and
     `group_confidence`, `group_confidence_min`, `effective_sample_size` = (sum s)^2 / sum s^2 per step or evaluation
-    set, and `windowed_fraction`, the fraction of samples long enough for the confidence window to act.
+    set, `windowed_fraction`, the fraction of samples long enough for the confidence window to act, and, with
+    `anchor_coef`, `anchor_kl`, the mean divergence from the base model per token.
 
     Raises ValueError at construction for arguments and data that cannot be used with this loss.
     """
@@ -85,7 +86,13 @@ class BFTTrainer(SFTTrainer):
 
         validation.check_trainer(self)
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        self.lm_head_backend = choose_lm_head(base, args.lm_head_backend, has_aux_loss=self.aux_loss_enabled)
+        self.lm_head_backend = choose_lm_head(
+            base, args.lm_head_backend, has_aux_loss=self.aux_loss_enabled, needed_by=args.needs_frozen_head
+        )
+        # TRL has these two; every other loss is made here from the per-token log-probabilities.
+        self._loss_of_trl = not args.anchor_coef and (
+            loss_type == "nll" or (loss_type == "dft" and args.token_weight_power == 1)
+        )
         if loss_type == "bft":  # the loss is divided by the samples of the whole step, not again by `Trainer`
             self.loss_is_scaled_for_ga = True
         # Of each step since the last log, and of each evaluation batch: (1, 1 + values, sums).
@@ -132,39 +139,65 @@ class BFTTrainer(SFTTrainer):
         columns = {name: inputs.pop(name) for name in rows.COLUMNS if name in inputs}
         if self._columns and self.model.training:
             self._columns.check(columns)
-        forward = RecordingForward(model, self.lm_head_backend)
+        adapted = self.accelerator.unwrap_model(self.model) if self.args.anchor_coef else None
+        eaft = self.args.loss_type == "eaft"
+        forward = RecordingForward(model, self.lm_head_backend, top_entropy=eaft, adapted=adapted)
         # TRL's own loss and metrics, from the one forward whose per-token output is reduced again here.
         result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
         fused = forward.fused_output
         tokens = supervised_tokens(fused.log_probs, fused.label_mask, target_documents(inputs))
         numbers = {name: rows.sample_numbers(values, tokens, fused.label_mask) for name, values in columns.items()}
-        weights = token_and_sample_weights(tokens.log_probs, tokens.lengths, **self.args.objective())
+        top_entropy = fused.top_entropy[fused.label_mask] if eaft else None
+        kl = fused.kl[fused.label_mask] if self.args.anchor_coef else None
+        weights = token_and_sample_weights(
+            tokens.log_probs, tokens.lengths, **self.args.weighting(), top_entropy=top_entropy
+        )
         if rows.WEIGHT in numbers and self.model.training:
             weights = weights._replace(sample=weights.sample * numbers[rows.WEIGHT])
-        self._record(tokens, weights, numbers, len(fused.label_mask))
-        if self.args.loss_type != "bft":
+        self._record(tokens, weights, numbers, len(fused.label_mask), kl)
+        if self._loss_of_trl:
             return result
-        loss = self._reduce(tokens, weights, num_items_in_batch)
+        loss = self._reduce(tokens, weights, num_items_in_batch, kl)
         if self.aux_loss_enabled:
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
             loss = loss + self.router_aux_loss_coef * fused.aux_loss / steps
         return (loss, result[1]) if return_outputs else loss
 
-    def _reduce(self, tokens: SupervisedTokens, weights: Weights, num_items: Any) -> torch.Tensor:
-        """Returns the part of this batch in the mean over the samples of the step of s/L sum_t w_t (-log c_t)."""
-        samples = len(tokens.lengths) if num_items is None else num_items
-        scale = (weights.sample / tokens.lengths).repeat_interleave(tokens.lengths) * weights.token
-        loss = -(scale * tokens.log_probs).sum() / torch.as_tensor(samples, device=scale.device).clamp(min=1)
-        # DDP averages the gradients over the ranks.
-        return loss if num_items is None else loss * self.accelerator.num_processes
+    def _reduce(
+        self, tokens: SupervisedTokens, weights: Weights, num_items: Any, kl: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Returns the part of this batch in the objective of the step.
+
+        "bft": the mean over samples of s/L sum_t w_t (-log c_t). The others: the mean over tokens of w_t (-log c_t).
+        The divergence `kl` from the base model has the same mean, without weights.
+        """
+        over_samples, scale = self.args.loss_type == "bft", weights.token
+        if over_samples:
+            scale = (weights.sample / tokens.lengths).repeat_interleave(tokens.lengths) * scale
+            kl = None if kl is None else kl / tokens.lengths.repeat_interleave(tokens.lengths)
+        if num_items is None:
+            num_items = len(tokens.lengths if over_samples else tokens.log_probs)
+            ranks = 1
+        else:  # DDP averages the gradients over the ranks
+            ranks = self.accelerator.num_processes if over_samples or self.args.average_tokens_across_devices else 1
+        total = -(scale * tokens.log_probs).sum()
+        if kl is not None:
+            total = total + self.args.anchor_coef * kl.sum()
+        return total / torch.as_tensor(num_items, device=scale.device).clamp(min=1) * ranks
 
     @torch.no_grad()
     def _record(
-        self, tokens: SupervisedTokens, weights: Weights, numbers: dict[str, torch.Tensor], batch_rows: int
+        self,
+        tokens: SupervisedTokens,
+        weights: Weights,
+        numbers: dict[str, torch.Tensor],
+        batch_rows: int,
+        kl: torch.Tensor | None = None,
     ) -> None:
         """Adds the batch to the metrics and to the sample log."""
         numbers = {name: values.cpu() for name, values in numbers.items()}
-        sums = metrics.sum_by_sample(tokens, weights, mean_over_samples=self.args.loss_type == "bft")
+        bft = self.args.loss_type == "bft"
+        sums = metrics.sum_by_sample(tokens, weights, mean_over_samples=bft, kl=kl, anchor_coef=self.args.anchor_coef)
         by_row = metrics.sum_by_row(sums, tokens.row.cpu(), batch_rows, numbers.get(rows.VALUE), len(self._values))
         if not self.model.training:
             if self.accelerator.num_processes > 1:  # by row, so that rows that a sampler repeats are left out
@@ -182,7 +215,7 @@ class BFTTrainer(SFTTrainer):
         if self._step_sums and ("loss" in logs or "train_loss" in logs):
             steps = metrics.gather_steps(self._step_sums, len(self._values), self.accelerator)
             self._step_sums = []
-            logs.update(metrics.all_metrics(steps, self._values))
+            logs.update(metrics.all_metrics(steps, self._values, anchor=bool(self.args.anchor_coef)))
         super().log(logs, start_time)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -191,7 +224,7 @@ class BFTTrainer(SFTTrainer):
         outer, self._eval_sums = self._eval_sums, []  # `compute_metrics` may evaluate as well
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
         sums, self._eval_sums = metrics.pool_sums(self._eval_sums, len(self._values)), outer
-        found = metrics.all_metrics(sums, self._values)
+        found = metrics.all_metrics(sums, self._values, anchor=bool(self.args.anchor_coef))
         if not math.isfinite(found.get("nll", 0)):
             logger.warning("The loss is not finite in the evaluation.")
         for name, value in found.items():

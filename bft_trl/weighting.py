@@ -19,6 +19,10 @@ import torch
 V3_EPSILON = 1e-8
 
 
+# The entropy of 20 equally likely tokens is ln 20 = 2.996 nats, which EAFT (LLaMA-Factory's code) rounds to 3.
+EAFT_SCALE = 3.0
+
+
 class SupervisedTokens(NamedTuple):
     """The supervised tokens of a batch, see [`supervised_tokens`]; B samples have at least one."""
 
@@ -120,22 +124,30 @@ def token_and_sample_weights(
     group_size: int = 256,
     confidence_mean: str = "geometric",
     confidence_gamma: float = 1.0,
+    token_weight_power: float = 1.0,
     min_token_weight: float = 0.0,
+    top_entropy: torch.Tensor | None = None,
 ) -> Weights:
     """Returns token weights w and sample weights s of an objective, and the confidence of each sample.
 
     | `loss_type` | w | s |
     |---|---|---|
     | "nll" | 1 | 1 |
-    | "dft" | c | 1 |
-    | "bft", v1 | c | 1 - p_conf ** gamma with the minimum group confidence p_conf |
-    | "bft", v3 | clip(c / (C_loc + 1e-8), 0, 1) with the local confidence C_loc | 1 - min C_loc |
+    | "dft" | c ** a | 1 |
+    | "eaft" | (H20 / 3) ** a with the entropy H20 of the 20 most likely tokens | 1 |
+    | "bft", v1 | c ** a | 1 - p_conf ** gamma with the minimum group confidence p_conf |
+    | "bft", v3 | clip(c / (C_loc + 1e-8), 0, 1) ** a with the local confidence C_loc | 1 - min C_loc |
+
+    a is `token_weight_power`. The floor of "bft", `min_token_weight`, comes after it.
 
     Args:
         log_probs: (N,) in nats, any float dtype; the weights are computed in float32 or better.
         lengths: (B,) tokens per sample, sum N.
         loss_type and the other options: see `BFTConfig`. The confidence follows `bft_version` for every `loss_type`.
+        top_entropy: (N,) entropy of the 20 most likely tokens, renormalized, in nats; for "eaft" only.
     """
+    if loss_type == "eaft" and top_entropy is None:
+        raise ValueError("`loss_type='eaft'` needs `top_entropy`, which the frozen LM head computes.")
     # Rounding can put a log-probability just above 0; a probability is at most 1.
     log_probs = log_probs.detach().to(torch.promote_types(log_probs.dtype, torch.float32)).clamp(max=0)
     probs = log_probs.exp()
@@ -150,9 +162,11 @@ def token_and_sample_weights(
         raise ValueError(f"`bft_version={bft_version!r}` is not known: choose 'v1' or 'v3'.")
     confidence = _minimum_per_sample(windows[0], lengths)
     sample = 1 - (confidence**confidence_gamma if bft_version == "v1" else confidence)
-    token, sample = token.clamp(min=min_token_weight), sample.clamp(0, 1)
+    token, sample = (token**token_weight_power).clamp(min=min_token_weight), sample.clamp(0, 1)
     if loss_type == "dft":
-        token = probs
+        token = probs**token_weight_power
+    if loss_type == "eaft" and top_entropy is not None:
+        token = (top_entropy.detach() / EAFT_SCALE) ** token_weight_power
     if loss_type == "nll" or (loss_type == "bft" and not token_weighting):
         token = torch.ones_like(token)
     if loss_type != "bft" or not sample_weighting:

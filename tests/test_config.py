@@ -19,7 +19,9 @@ def test_defaults_are_the_paper(tmp_path):
         "group_size": 256,
         "confidence_mean": "geometric",
         "confidence_gamma": 1.0,
+        "token_weight_power": 1.0,
         "min_token_weight": 0.0,
+        "anchor_coef": 0.0,
     }
     assert (config.weight_column, config.metrics_by_column, config.log_samples) == (None, None, False)
 
@@ -57,7 +59,7 @@ def test_direction_of_the_best_metric(metric, greater, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"loss_type": "btf"}, ["loss_type='btf'", "'bft', 'nll', 'dft'"]),
+        ({"loss_type": "btf"}, ["loss_type='btf'", "'bft', 'nll', 'dft', 'eaft'"]),
         ({"bft_version": "v2"}, ["bft_version='v2'", "'v1', 'v3'"]),
         ({"confidence_mean": "harmonic"}, ["confidence_mean='harmonic'", "'geometric'"]),
         ({"group_size": 0}, ["group_size=0", "1 or more"]),
@@ -69,6 +71,12 @@ def test_direction_of_the_best_metric(metric, greater, tmp_path):
         ({"token_weighting": "False"}, ["token_weighting='False'", "True or False"]),
         ({"confidence_gamma": 0}, ["confidence_gamma=0", "above 0"]),
         ({"confidence_gamma": float("nan")}, ["confidence_gamma=nan", "above 0"]),
+        ({"token_weight_power": -0.5}, ["token_weight_power=-0.5", "0 or more"]),
+        ({"token_weight_power": float("nan")}, ["token_weight_power=nan", "0 or more"]),
+        ({"anchor_coef": -0.1}, ["anchor_coef=-0.1", "0 or more"]),
+        ({"anchor_coef": float("nan")}, ["anchor_coef=nan", "0 or more"]),
+        ({"anchor_coef": 0.1, "lm_head_backend": "trl"}, ["anchor_coef=0.1", "'auto'"]),
+        ({"loss_type": "eaft", "lm_head_backend": "trl"}, ["loss_type='eaft'", "'auto'"]),
         ({"min_token_weight": 1.5}, ["min_token_weight=1.5", "[0, 1]"]),
         ({"bft_version": "v3", "confidence_mean": "arithmetic"}, ["confidence_mean='arithmetic'", "v1"]),
         ({"bft_version": "v3", "confidence_gamma": 2.0}, ["confidence_gamma=2.0", "v1"]),

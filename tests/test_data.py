@@ -243,6 +243,9 @@ def test_build_end_to_end(databases, tmp_path):
     names = parts["train"]
     assert "GO:1" in {*names["id"], *parts["eval"]["id"]}
     assert names["completion"][0][0]["content"] == f"Process: {names['name'][0]}"
+    described = build(read_bioconductor(*databases), tmp_path / "described", **options, described=True)
+    row = described["train"].iloc[0]
+    assert row["prompt"][0]["content"].endswith(f"\n{row['genes'][-1]}: {row['gene_names'][-1]}")
 
 
 def test_cli_builds_and_checks(databases, tmp_path, caplog, capsys):
@@ -326,6 +329,11 @@ def test_cli_takes_one_source(options, words, tmp_path, capsys):
 def test_shipped_gene_sets():
     train, held_out = load_gene_sets("train"), load_gene_sets("eval")
     assert (len(train), len(held_out)) == (1200, 150)
+    ldlr = next(row for row in train if "LDLR" in row["genes"])
+    assert ldlr["gene_names"][ldlr["genes"].index("LDLR")] == "low density lipoprotein receptor"
+    described = load_gene_sets("train", described=True)[train["id"].index(ldlr["id"])]
+    assert "\nLDLR: low density lipoprotein receptor" in described["prompt"][0]["content"]
+    assert described["completion"][0]["content"] == f"Process: {ldlr['name']}"
     assert find_leaks(train.to_pandas(), held_out.to_pandas()).empty
     for row in [*train, *held_out]:
         assert 3 <= len(row["genes"]) <= 40

@@ -15,12 +15,14 @@ ALLOWED = {
     "__init__": {"config", "trainer", "weighting", "lm_head", "models", "data"},
     **{name: {"io", "prompts"} for name in ("data", "models")},
     "training": {"weighting", "config", "io"},
-    "trainer": {"training", "lm_head", "weighting", "config"},
+    "model_head": {"lm_head"},
+    "trainer": {"training", "model_head", "weighting", "config"},
     "evaluation": BASE,
     "comparison": {"evaluation", *BASE},
     "inspection": {"comparison", "training", "weighting", "config", *BASE},
     "biology": {"comparison", "evaluation", *BASE},
-    "runs": {"comparison", "trainer", "training", "config", *BASE},
+    "demo": {"evaluation", *BASE},
+    "runs": {"demo", "evaluation", "comparison", "trainer", "training", "config", *BASE},
 }
 ALLOWED["cli"] = {*ALLOWED}
 

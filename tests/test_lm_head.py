@@ -25,7 +25,8 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 from bft_trl import BFTTrainer
-from bft_trl.lm_head import frozen_head_obstacle, frozen_log_probs, logit_scale, use_frozen_head
+from bft_trl.lm_head import frozen_log_probs
+from bft_trl.model_head import frozen_head_obstacle, logit_scale, use_frozen_head
 
 LORA = {"r": 4, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 # Of log-probabilities and entropies, and of gradients, against float64; inputs are of order 1.
@@ -82,6 +83,50 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(log_probs, (hidden,))
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("tokens", "vocabulary", "width"), [(3, 47, 31), (31, 123, 7), (1, 5, 1), (17, 1, 3)])
+@pytest.mark.parametrize(("bias", "scale"), [(False, 1.0), (True, 0.6)])
+def test_divergence_and_top_entropy_equal_full_logits(dtype, tokens, vocabulary, width, bias, scale):
+    hidden, weight, targets, shift, counts = draw(tokens, vocabulary, width, dtype, bias=bias)
+    base = draw(tokens, vocabulary, width, dtype, seed=1)[0].detach()
+    twin = hidden.detach().clone().requires_grad_()
+    log_probs, *_ = reference.head_scores(twin, weight, targets, shift, scale)
+    kl, entropy = reference.head_extras(twin, base, weight, shift, scale)
+    (log_probs * counts + kl * counts.flip(0)).sum().backward()
+    near, near_gradient = TOLERANCE[dtype]
+    for chunk_bytes in (1, 9 * vocabulary * hidden.element_size(), 2**20):
+        hidden.grad = None
+        options = {"bias": shift, "logit_scale": scale, "chunk_bytes": chunk_bytes}
+        scores = frozen_log_probs(hidden, weight, targets, **options, reference=base, top_entropy=True)
+        (scores.log_probs * counts + scores.kl * counts.flip(0)).sum().backward()
+        torch.testing.assert_close(scores.kl.double(), kl, atol=near, rtol=0)
+        torch.testing.assert_close(scores.top_entropy.double(), entropy, atol=near, rtol=0)
+        torch.testing.assert_close(hidden.grad.double(), twin.grad.double(), atol=2 * near_gradient, rtol=0)
+        plain = frozen_log_probs(hidden, weight, targets, **options)
+        assert (plain.kl, plain.top_entropy) == (None, None)
+        torch.testing.assert_close(plain.log_probs, scores.log_probs, atol=1e-6, rtol=1e-6)
+
+
+def test_gradcheck_of_the_divergence():
+    hidden, weight, targets, shift, _ = draw(5, 11, 4, bias=True)
+    base = draw(5, 11, 4, seed=1)[0].detach()
+
+    def kl(states):
+        return frozen_log_probs(
+            states, weight, targets, bias=shift, logit_scale=0.7, chunk_bytes=400, reference=base
+        ).kl
+
+    assert torch.autograd.gradcheck(kl, (hidden,))
+
+
+def test_divergence_from_itself_is_zero():
+    hidden, weight, targets, _, _ = draw(6, 31, 8, torch.float32)
+    scores = frozen_log_probs(hidden, weight, targets, reference=hidden.detach())
+    scores.kl.sum().backward()
+    assert scores.kl.tolist() == [0.0] * 6
+    assert hidden.grad.abs().max() == 0
+
+
 def test_chunks_change_rounding_only():
     hidden, weight, targets, _, _ = draw(64, 301, 48, torch.float32)
     one, other = (frozen_log_probs(hidden, weight, targets, chunk_bytes=size) for size in (2**30, 5 * 301 * 4))
@@ -117,13 +162,15 @@ def test_enormous_logits_stay_finite():
 def test_no_token():
     hidden = torch.zeros(0, 7, requires_grad=True)
     scores = frozen_log_probs(hidden, torch.ones(5, 7), torch.zeros(0, dtype=torch.long))
-    assert [len(score) for score in scores] == [0, 0, 0]
+    assert [len(score) for score in scores[:3]] == [0, 0, 0]
     scores.log_probs.sum().backward()
     assert hidden.grad.shape == (0, 7)
 
 
 def test_a_trained_head_raises():
     hidden, weight, targets, _, _ = draw(3, 5, 2)
+    with pytest.raises(ValueError, match=r"`reference` \(2, 2\) and `hidden` \(3, 2\)"):
+        frozen_log_probs(hidden, weight, targets, reference=hidden[:2])
     with pytest.raises(ValueError, match="would give it no gradient"):
         frozen_log_probs(hidden, weight.requires_grad_(), targets)
     with torch.no_grad():
@@ -413,11 +460,11 @@ def test_an_unknown_option_on_the_logits_leaves_trls_head():
 
 
 def test_trainers_that_share_a_model_each_use_their_head(tmp_path, monkeypatch):
-    from bft_trl import lm_head
+    from bft_trl import model_head
 
     calls = []
-    scored = lm_head.frozen_log_probs
-    monkeypatch.setattr(lm_head, "frozen_log_probs", lambda *a, **k: calls.append(1) or scored(*a, **k))
+    scored = model_head.frozen_log_probs
+    monkeypatch.setattr(model_head, "frozen_log_probs", lambda *a, **k: calls.append(1) or scored(*a, **k))
     first = trainer_with(tmp_path, lm_head_backend="trl", max_steps=1)
     second = trainer_with(tmp_path, first.model, lora=None, lm_head_backend="frozen", max_steps=1)
     first.train()

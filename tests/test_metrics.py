@@ -43,6 +43,7 @@ def test_sums_by_hand():
             "sample_weight_squared": 1.25,
             "group_confidence": 0.5,
             "windowed": 1,
+            "anchor_kl": 0,
             "lowest": 0.2,
         }
     )

@@ -20,9 +20,16 @@ def test_prompt_and_answer_by_hand():
     assert gene_set_answer("x", definition="D.") == "Process: x\n\nD."
 
 
-def test_empty_gene_list():
+def test_prompt_with_full_names():
+    prompt = gene_set_prompt(["LDLR", "X1"], analysis=False, full_names=["low density lipoprotein receptor", None])
+    assert prompt.endswith(" and nothing else.\n\nGenes:\nLDLR: low density lipoprotein receptor\nX1")
+
+
+def test_bad_gene_lists():
     with pytest.raises(ValueError, match="`genes` is empty"):
         gene_set_prompt([])
+    with pytest.raises(ValueError, match="`full_names` has 1 entries for 2 genes"):
+        gene_set_prompt(["A", "B"], full_names=["alpha"])
 
 
 @pytest.mark.parametrize(

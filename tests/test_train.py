@@ -13,14 +13,14 @@ import pandas as pd
 import pytest
 import torch
 from conftest import build_model, build_tokenizer, sample_rows
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 
-from bft_trl import load_gene_sets, runs
+from bft_trl import demo, load_gene_sets, runs
 from bft_trl.cli.main import main
 from bft_trl.cli.train import DEMO, GENE_SETS, parse
+from bft_trl.evaluation.names import Scorer
 from bft_trl.io import lock
 from bft_trl.models import HUB_ID, INSTALL, demo_model, wheel_file
-from bft_trl.prompts import conversation
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CONFIGS = sorted((EXAMPLES / "configs").glob("*.yaml"))
@@ -91,14 +91,24 @@ def test_qlora_on_a_file_writes_what_the_readme_names(model_folder, data, tmp_pa
     assert json.loads((out / "summary.json").read_text())["steps"] == 3
 
 
-def test_shipped_gene_sets_are_the_default_data(model_folder, tmp_path, caplog):
+def few_sets(split, **options):
+    return load_gene_sets(split, **options).select(range(3 if split == "test" else 48))
+
+
+def test_shipped_gene_sets_are_the_default_data(model_folder, tmp_path, caplog, monkeypatch):
     """Three steps with `logging_steps=5` have one row in metrics.csv, with nll."""
     out = tmp_path / "out"
+    monkeypatch.setattr(demo, "demo_scorer", Scorer)
+    monkeypatch.setattr(runs, "load_gene_sets", few_sets)
     arguments = [*SMALL.split(), "--max_steps", 3, "--logging_steps", 5, "--no_load_in_4bit"]
     assert run("--model_name_or_path", model_folder, "--output_dir", out, *arguments) == 0
-    assert "0.02 epochs of 1200 training rows" in caplog.text
+    assert "0.04 epochs of 615 training rows" in caplog.text
     summary = json.loads((out / "summary.json").read_text())
-    assert [row["reference"] for row in summary["names"]] == load_gene_sets("eval")["name"][:2]
+    assert [row["reference"] for row in summary["names"]] == load_gene_sets("eval", max_genes=9)["name"][:2]
+    systems = pd.read_csv(out / "demo.csv")["system"].tolist()
+    assert systems[:2] == ["before training", "after training"]
+    assert systems[-1] == "GeneAgent, recorded"
+    assert "| after training |" in (out / "README.md").read_text()
     metrics = pd.read_csv(out / "metrics.csv")
     assert metrics.loc[metrics["nll"].notna(), "step"].tolist() == [3]
 
@@ -226,14 +236,16 @@ def test_recipes_parse(config):
 def test_defaults_depend_on_model_and_data(dash, tmp_path, capsys):
     def settings(*arguments):
         _, _, args, model = parse([word.replace("_", dash) if word[:2] == "--" else word for word in arguments])
-        assert model.load_in_4bit
+        assert model.load_in_4bit == (
+            torch.cuda.is_available() or bool({*own_model, *own_data, "--config"} & {*arguments})
+        )
         return args.output_dir, args.max_steps, args.group_size, args.learning_rate
 
     own_model, own_data = ["--model_name_or_path", "a/Qwen3-1.7B"], ["--dataset_name", "some/data.v2"]
     demo = DEMO["max_steps"], GENE_SETS["group_size"], DEMO["learning_rate"]
     assert settings() == ("outputs/bft", *demo)
     assert settings("--loss_type", "nll") == ("outputs/nll", *demo)
-    assert settings(*own_model) == ("outputs/bft-Qwen3-1.7B", -1, 32, 2e-4)
+    assert settings(*own_model) == ("outputs/bft-Qwen3-1.7B", -1, 4, 2e-4)
     assert settings(*own_data) == ("outputs/bft-data.v2", -1, 256, 2e-4)
     assert settings(*own_data, *own_model) == ("outputs/bft-data.v2-Qwen3-1.7B", -1, 256, 2e-4)
     # of a file the same keys as of flags, which override it
@@ -257,7 +269,7 @@ def test_help_has_the_defaults_for_own_data(capsys):
     assert "learning rate for AdamW. (default: 0.0002)" in text
     assert "(e.g. a streaming dataset). (default: -1)" in text
     assert "the command is a demo" in text
-    assert "--group_size 32 --max_length 512 --learning_rate 0.0001 --max_steps 24" in text
+    assert "--group_size 4 --max_length 512 --learning_rate 0.001 --token_weight_power 0.5 --max_steps 75" in text
 
 
 # --- examples/train.py -----------------------------------------------------------------------------------------------
@@ -283,15 +295,14 @@ def example_settings(monkeypatch, *arguments):
 
 
 def test_example_trains_and_resumes(model_folder, tmp_path, monkeypatch, capsys):
-    rows = Dataset.from_list([conversation(row["prompt"], row["completion"]) for row in sample_rows(48)])
-    monkeypatch.setattr(train, "load_gene_sets", lambda split: rows)
+    monkeypatch.setattr(demo, "demo_scorer", Scorer)
+    monkeypatch.setattr(train, "load_gene_sets", few_sets)
     out = tmp_path / "out"
     settings = "--load_in_4bit False --max_steps 2 --eval_strategy steps --eval_steps 2 --save_steps 2"
     arguments = ["--model_name_or_path", model_folder, "--output_dir", out, *settings.split(), "--eval_on_start", "1"]
     example(monkeypatch, *arguments)
-    shown = capsys.readouterr().out
-    assert shown.count("before:") == shown.count("after:") == 4
-    assert "Held-out nll: " in shown
+    assert f"Adapter and model card: {out}" in capsys.readouterr().out
+    assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
     card = (out / "README.md").read_text()
     assert f"base_model: {HUB_ID}" in card
     assert str(tmp_path) not in card
@@ -319,7 +330,7 @@ def test_example_passes_options_of_the_model(monkeypatch, tmp_path):
     args = example_settings(monkeypatch, *flags)["args"]
     wanted = {"revision": "pinned", "attn_implementation": "eager", "use_cache": False}
     assert args.model_init_kwargs.items() >= wanted.items()
-    assert (args.group_size, args.max_length, args.max_steps) == (32, 512, -1)
+    assert (args.group_size, args.max_length, args.max_steps) == (4, 512, -1)
 
 
 def test_example_error_is_one_line(tmp_path):

@@ -11,7 +11,7 @@ import reference
 import torch
 from conftest import build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from two_ranks import BY_VALUE, CASES, METRICS, SGD, case_trainer, outcome
@@ -154,6 +154,44 @@ def test_packed_equals_unpacked(attention, version, tmp_path):
         for name in METRICS:
             assert logged(trainer, name) == pytest.approx(logged(first, name), rel=1e-5), name
             assert evaluation[f"eval_{name}"] == pytest.approx(first_evaluation[f"eval_{name}"], rel=1e-5), name
+
+
+PEERS = [
+    {"loss_type": "bft", "token_weight_power": 0.5, "anchor_coef": 0.5},
+    {"loss_type": "nll", "anchor_coef": 0.5},
+    {"loss_type": "dft", "token_weight_power": 0.5},
+    {"loss_type": "eaft", "anchor_coef": 0.5},
+]
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: "-".join(map(str, peer.values())))
+def test_peers_do_not_depend_on_batches_and_packing(peer, tmp_path):
+    """7 rows in one batch, in ragged micro-batches and packed; also what is logged and evaluated."""
+    rows, runs = sample_rows(7), []
+    for packing, batch, steps in ((False, 7, 1), (False, 4, 2), (False, 1, 7), (True, 7, 1), (True, 1, 7)):
+        cut = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "packing": packing}
+        trainer = BFTTrainer(
+            build_model(),
+            args=build_config(tmp_path, max_length=96, per_device_eval_batch_size=3, **SGD | cut | peer),
+            train_dataset=Dataset.from_list(rows),
+            eval_dataset=Dataset.from_list(rows),
+            processing_class=build_tokenizer(),
+            peft_config=LoraConfig(r=4, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )
+        trainer.train()
+        runs.append((trainer, trainer.evaluate()))
+    names = ("loss", "nll", "token_weight", *(["anchor_kl"] if "anchor_coef" in peer else []))
+    (first, first_evaluation), *others = runs
+    assert ("eval_anchor_kl" in first_evaluation) == ("anchor_coef" in peer)
+    if "anchor_coef" in peer:
+        divergences = logged(first, "anchor_kl")
+        assert divergences[0] == 0  # an adapter starts as no change
+        assert min(divergences[1:]) > 0
+    for trainer, evaluation in others:
+        assert (weights_of(trainer) - weights_of(first)).abs().max() <= 1e-5
+        for name in names:
+            assert logged(trainer, name) == pytest.approx(logged(first, name), rel=1e-4, abs=1e-6), name
+            assert evaluation[f"eval_{name}"] == pytest.approx(first_evaluation[f"eval_{name}"], rel=1e-4), name
 
 
 @pytest.mark.cuda
@@ -377,3 +415,34 @@ def test_weights_that_were_repacked_before_raise(nf4_folder, tmp_path, dataset):
     linear.weight.quant_state.packing_format_for_cpu = True
     with pytest.raises(ValueError, match=r"4-bit weights of .* have been used for inference on this CPU"):
         nf4_trainer(nf4_folder, tmp_path / "b", dataset, model=model)
+
+
+# --- what an anchor and eaft need ------------------------------------------------------------------------------------
+
+
+def two_adapters():
+    model = get_peft_model(build_model(), LoraConfig(task_type="CAUSAL_LM"))
+    model.add_adapter("second", LoraConfig(task_type="CAUSAL_LM"))
+    model.base_model.set_adapter(["default", "second"])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "peft_config", "option", "words"),
+    [
+        ("no/such-model", None, {"anchor_coef": 0.1}, "Pass a `peft_config`"),
+        (build_model, None, {"anchor_coef": 0.1}, "Pass a `peft_config`"),
+        (two_adapters, None, {"anchor_coef": 0.1}, "one active adapter"),
+        ("no/such-model", LoraConfig(modules_to_save=["lm_head"]), {"anchor_coef": 0.1}, "from `modules_to_save`"),
+        (build_model, None, {"loss_type": "eaft"}, "`loss_type='eaft'` needs the frozen LM head, .* is trained"),
+    ],
+)
+def test_what_an_anchor_and_eaft_need(model, peft_config, option, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        BFTTrainer(
+            model if isinstance(model, str) else model(),
+            args=build_config(tmp_path, **option),
+            train_dataset=Dataset.from_list(sample_rows(2)),
+            processing_class=build_tokenizer(),
+            peft_config=peft_config,
+        )

@@ -18,10 +18,12 @@ RULES = [
     {"version": "v1", "gamma": 2.5, "floor": 0.1},
     {"version": "v3"},
     {"version": "v3", "floor": 0.3},
+    {"version": "v1", "power": 0.5, "floor": 0.1},
+    {"version": "v3", "power": 0.25},
 ]
 
 
-def bft(log_probs, lengths, *, version="v1", group_size=256, mean="geometric", gamma=1.0, floor=0.0):
+def bft(log_probs, lengths, *, version="v1", group_size=256, mean="geometric", gamma=1.0, power=1.0, floor=0.0):
     return token_and_sample_weights(
         log_probs,
         lengths,
@@ -29,6 +31,7 @@ def bft(log_probs, lengths, *, version="v1", group_size=256, mean="geometric", g
         group_size=group_size,
         confidence_mean=mean,
         confidence_gamma=gamma,
+        token_weight_power=power,
         min_token_weight=floor,
     )
 
@@ -83,6 +86,25 @@ def test_v3_window_acts_from_half_its_length(group_size, longest_whole):
 def test_min_token_weight():
     weights = bft(log(0.5, 0.001), torch.tensor([2]), floor=0.1)
     torch.testing.assert_close(weights.token, torch.tensor([0.5, 0.1]))
+
+
+def test_power_comes_before_the_floor_and_leaves_the_sample_weight():
+    """c = 1/4, 1/100: c^0.5 = 1/2, 1/10, and the floor 0.2 acts on the second; p_conf = sqrt(1/400) = 1/20."""
+    weights = bft(log(0.25, 0.01), torch.tensor([2]), power=0.5, floor=0.2)
+    torch.testing.assert_close(weights.token, torch.tensor([0.5, 0.2]))
+    torch.testing.assert_close(weights.sample, torch.tensor([0.95]))
+
+
+def test_power_of_v3_by_hand():
+    """c = 1/2, 1/4, 1/8 and g = 3: w = 1, 6/7, 2/3 (see above), with a = 2 their squares."""
+    squared = bft(log(0.5, 0.25, 0.125), torch.tensor([3]), version="v3", group_size=3, power=2.0)
+    torch.testing.assert_close(squared.token, torch.tensor([1, 36 / 49, 4 / 9]))
+
+
+@pytest.mark.parametrize("version", ["v1", "v3"])
+def test_power_zero_is_no_token_weighting_also_at_probability_zero(version):
+    weights = bft(torch.tensor([-1.0, -200.0]), torch.tensor([2]), version=version, power=0.0)
+    assert weights.token.tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)

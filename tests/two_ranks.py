@@ -30,6 +30,8 @@ METRICS = (
 BY_VALUE = ("nll/a", "sample_weight/b", "group_confidence/b")
 SGD = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "max_steps": 3}
 LORA = {"r": 4, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+ANCHOR = {"loss_type": "bft", "token_weight_power": 0.5, "anchor_coef": 0.5}
+EAFT = {"loss_type": "eaft", "token_weight_power": 0.5, "anchor_coef": 0.5}
 PACKED = {"packing": True, "max_length": 128}  # 4 rows of 2, 2, 3 and 1 documents
 
 
@@ -54,6 +56,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lora, packed": ({"per_device_train_batch_size": 4, **PACKED}, {"per_device_train_batch_size": 1, **PACKED}),
     # The second rank's rows have no supervised token at all; both must still step together.
     "lora, masked rank": ({"per_device_train_batch_size": 4}, {"per_device_train_batch_size": 2}),
+    "lora, anchor": ({"per_device_train_batch_size": 8, **ANCHOR}, {"per_device_train_batch_size": 2, **ANCHOR}),
+    "lora, anchor, fsdp2": (
+        {"per_device_train_batch_size": 8, **ANCHOR},
+        {"per_device_train_batch_size": 2, **ANCHOR},
+    ),
+    "lora, eaft": ({"per_device_train_batch_size": 8, **EAFT}, {"per_device_train_batch_size": 2, **EAFT}),
     "lora, fsdp2": ({"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2}),
     "all weights, fsdp2": ({"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2}),
     "lora, zero2": ({"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2, "deepspeed": zero(2)}),

@@ -41,6 +41,7 @@ def _add_gene_sets(parser: Any) -> None:
     parser.add_argument("--min_genes", type=int, default=3, metavar="N", help="smallest set (default: 3)")
     parser.add_argument("--max_genes", type=int, default=100, metavar="N", help="largest set (default: 100)")
     parser.add_argument("--names_only", action="store_true", help="answers without the analysis")
+    parser.add_argument("--described", action="store_true", help="prompts with the full names of the genes")
     _add_build_options(parser, "sets")
     parser.set_defaults(run=_gene_sets)
 
@@ -90,6 +91,7 @@ def _gene_sets(args: argparse.Namespace) -> int:
         eval_sets=args.eval_sets,
         exclude=args.exclude,
         analysis=not args.names_only,
+        described=args.described,
         seed=args.seed,
         command=_command("gene-sets", args),
     )

@@ -16,6 +16,7 @@ _OBJECTIVE: dict[str, dict[str, Any]] = {
     "group_size": {"type": int, "metavar": "N"},
     "confidence_mean": {"choices": ["geometric", "arithmetic"]},
     "confidence_gamma": {"type": float, "metavar": "X"},
+    "token_weight_power": {"type": float, "metavar": "X"},
     "min_token_weight": {"type": float, "metavar": "X"},
 }
 _SUPERVISED = ("completion_only_loss", "assistant_only_loss")

@@ -81,7 +81,8 @@ def load_train_and_eval(
     """Returns the rows to train on and up to `eval_samples` rows to evaluate on (None if there are none).
 
     Args:
-        name, config, streaming: as in [`load_splits`]; without a name the gene sets of the package are loaded.
+        name, config, streaming: as in [`load_splits`]; without a name the package's gene sets of up to 9
+            genes are loaded, with the genes' full names.
         train_split, test_split: names of the splits. Without a test split the evaluation rows are drawn from the
             training rows by `seed`, and left out there.
         eval_samples, seed: number of rows to evaluate on, and seed of the draw.
@@ -94,7 +95,7 @@ def load_train_and_eval(
             f"`eval_samples={eval_samples}` must be 1 or more. Leave it out and set `eval_strategy='no'` for none."
         )
     if name is None:
-        train, test = load_gene_sets("train"), load_gene_sets("eval")
+        train, test = (load_gene_sets(split, described=True, max_genes=9) for split in ("train", "eval"))
     else:
         splits = load_splits(name, config=config, streaming=streaming)
         train = load_split(splits, train_split, name, argument="dataset_train_split")

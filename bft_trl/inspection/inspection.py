@@ -128,7 +128,7 @@ def _score(model: Any, rows: Sequence[Mapping[str, Any]], pad_token_id: int, arg
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             log_probs, mask = token_scores(model, collate([rows[index] for index in batch]))
-            for index, found in zip(batch, sample_scores(log_probs, mask, args.objective()), strict=True):
+            for index, found in zip(batch, sample_scores(log_probs, mask, args.weighting()), strict=True):
                 scores[index] = found
             progress.update(len(batch))
     return scores

@@ -9,17 +9,27 @@ from bft_trl.weighting import supervised_tokens
 
 
 class RecordingForward:
-    """Calls the model with the LM head `backend` and keeps the output of the head in `fused_output`."""
+    """Calls the model with the LM head `backend` and keeps the output of the head in `fused_output`.
 
-    def __init__(self, model: torch.nn.Module, backend: str) -> None:
-        self.model = model
+    With `top_entropy` the frozen head scores it too. With `adapted`, the same model without its wrappers, the forward
+    pass is done without adapter first, and the frozen head scores the divergence from it.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, backend: str, *, top_entropy: bool = False, adapted: Any = None
+    ) -> None:
+        self.model, self.adapted = model, adapted
+        self.requested: dict[str, Any] = {"top_entropy": True} if top_entropy else {}
         self.head: bool | str = backend if backend == "frozen" else True
         self.fused_output: Any = None
 
     def __call__(self, **inputs: Any) -> Any:
         if not inputs.get("fused_lm_head"):
             return self.model(**inputs)
-        self.fused_output = self.model(**inputs | {"fused_lm_head": self.head})
+        if self.adapted is not None:
+            with torch.no_grad(), self.adapted.disable_adapter():
+                self.requested["reference"] = self.model(**inputs | {"fused_lm_head": "hidden"})
+        self.fused_output = self.model(**inputs | self.requested | {"fused_lm_head": self.head})
         return self.fused_output
 
 

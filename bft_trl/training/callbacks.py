@@ -38,10 +38,8 @@ def window_advice(objective: Mapping[str, Any], fraction: float) -> str | None:
 
 def vanishing_remedy(objective: Mapping[str, Any]) -> str:
     """Returns what to try if the token weights of an objective are near zero."""
-    remedy = "a floor such as `min_token_weight=0.1`, or a base model that knows the field better"
-    if objective["bft_version"] != "v3":
-        remedy = f"`bft_version='v3'`, {remedy}"
-    return f"`loss_type='bft'` with {remedy}" if objective["loss_type"] == "dft" else remedy
+    floor = "a floor such as `min_token_weight=0.1`, " if objective["loss_type"] == "bft" else ""
+    return f"`token_weight_power=0.25`, {floor}or a base model that knows the field better"
 
 
 def check_finite(sums: torch.Tensor, rows: torch.Tensor | None, step: int) -> None:

@@ -51,8 +51,9 @@ def changed_objective(folder: Path, objective: Mapping[str, Any]) -> str:
     if not file.is_file():
         return ""
     before = read_json_object(file)
-    # Under "nll" and "dft" the other fields have no effect.
-    names = objective if objective["loss_type"] == before.get("loss_type") == "bft" else ["loss_type"]
+    # Under the other objectives the other fields have no effect.
+    bft = objective["loss_type"] == before.get("loss_type") == "bft"
+    names = objective if bft else ["loss_type", "token_weight_power", "anchor_coef"]
     changed = [name for name in names if before.get(name) != objective[name]]
     return "; ".join(f"{name} was {before.get(name)!r}, is {objective[name]!r}" for name in changed)
 

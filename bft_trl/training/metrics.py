@@ -18,6 +18,7 @@ SUMS = (
     "sample_weight_squared",
     "group_confidence",
     "windowed",
+    "anchor_kl",
 )
 # Logged for each value of `metrics_by_column`, beside the metrics over all samples.
 METRICS_BY_VALUE = ("nll", "sample_weight", "group_confidence")
@@ -30,10 +31,18 @@ def zero_sums(*shape: int) -> torch.Tensor:
     return sums
 
 
-def sum_by_sample(tokens: SupervisedTokens, weights: Weights, *, mean_over_samples: bool) -> torch.Tensor:
+def sum_by_sample(
+    tokens: SupervisedTokens,
+    weights: Weights,
+    *,
+    mean_over_samples: bool,
+    kl: torch.Tensor | None = None,
+    anchor_coef: float = 0.0,
+) -> torch.Tensor:
     """Returns (B, len(SUMS) + 1) sums of each sample of a batch, float64 on the CPU.
 
-    `mean_over_samples` says whether the objective is a mean over samples (bft) or over tokens (nll, dft).
+    `mean_over_samples` says whether the objective is a mean over samples (bft) or over tokens (the others). `kl` (N,)
+    is the divergence of each token from the base model, which the objective contains `anchor_coef` times.
     """
     tokens = SupervisedTokens(*(part.detach().cpu() for part in tokens))
     weights = Weights(*(part.detach().cpu() for part in weights))
@@ -44,16 +53,19 @@ def sum_by_sample(tokens: SupervisedTokens, weights: Weights, *, mean_over_sampl
         return nll.new_zeros(len(tokens.lengths)).index_add(0, sample, values.double())
 
     weighted = per_sample(weights.token.double() * nll)
+    anchor = torch.zeros_like(weighted) if kl is None else per_sample(kl.detach().cpu())
+    objective = (weights.sample * weighted if mean_over_samples else weighted) + anchor_coef * anchor
     columns = {
         "samples": torch.ones_like(weighted),
         "tokens": tokens.lengths,
         "nll": per_sample(nll),
-        "objective": weights.sample * weighted / tokens.lengths if mean_over_samples else weighted,
+        "objective": objective / tokens.lengths if mean_over_samples else objective,
         "token_weight": per_sample(weights.token),
         "sample_weight": weights.sample,
         "sample_weight_squared": weights.sample.double() ** 2,
         "group_confidence": weights.group_confidence,
         "windowed": weights.windowed,
+        "anchor_kl": anchor,
     }
     return torch.stack([columns[name].double() for name in (*SUMS, "group_confidence")], dim=1)
 
@@ -136,14 +148,17 @@ def step_metrics(steps: torch.Tensor) -> dict[str, float]:
     }
 
 
-def all_metrics(steps: torch.Tensor, values: Sequence[str]) -> dict[str, float]:
+def all_metrics(steps: torch.Tensor, values: Sequence[str], *, anchor: bool = False) -> dict[str, float]:
     """Returns [`step_metrics`] over all samples and, as `nll/<value>` and so on, those of each column value.
 
     Args:
         steps: (steps, 1 + values, len(SUMS) + 1).
         values: names of the column values; those without a sample are left out.
+        anchor: whether the objective has an anchor, whose mean divergence per token is `anchor_kl`.
     """
     metrics = step_metrics(steps[:, 0])
+    if anchor and metrics:
+        metrics["anchor_kl"] = total(steps[:, 0], "anchor_kl") / total(steps[:, 0], "tokens")
     for position, name in enumerate(values, start=1):
         of_value = step_metrics(steps[:, position])
         metrics |= {f"{metric}/{name}": of_value[metric] for metric in METRICS_BY_VALUE if of_value}

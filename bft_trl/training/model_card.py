@@ -11,9 +11,10 @@ from huggingface_hub import ModelCard
 from bft_trl import markdown
 from bft_trl.io import write_text
 
-CARD_NAMES = {"bft": "BFT", "dft": "DFT", "nll": "SFT"}
+CARD_NAMES = {"bft": "BFT", "dft": "DFT", "eaft": "EAFT", "nll": "SFT"}
 PAPERS: dict[str, dict[str, str]] = {
     "nll": {},
+    "eaft": {},
     "dft": {
         "title": "On the Generalization of SFT: A Reinforcement Learning Perspective with Reward Rectification",
         "id": "2508.05629",
@@ -81,9 +82,12 @@ def hub_id(model_name_or_path: str) -> str | None:
 
 
 def objective_section(objective: dict[str, Any]) -> str:
-    """Returns a Markdown section with the objective's settings; "nll" and "dft" have no other setting."""
+    """Returns a Markdown section with the objective's settings, of which most act under "bft" only."""
     if objective["loss_type"] != "bft":
-        return f"## Objective\n\n`loss_type={objective['loss_type']!r}`, trained with bft-trl as a baseline for BFT.\n"
+        changed = {"loss_type": objective["loss_type"]}
+        changed |= {name: objective[name] for name in ("token_weight_power", "anchor_coef") if name in objective}
+        settings = ", ".join(f"`{name}={value!r}`" for name, value in changed.items())
+        return f"## Objective\n\n{settings}, trained with bft-trl as a baseline for BFT.\n"
     rows = "\n".join(f"| `{name}` | `{value!r}` |" for name, value in objective.items())
     return f"## Objective\n\n| setting | value |\n|---|---|\n{rows}\n\n{_DIFFERENCES}"
 

@@ -39,6 +39,8 @@ def check_arguments(args: BFTConfig, model: Any, compute_loss_func: Any, peft_co
             "`compute_loss_func` replaces the loss of `BFTTrainer`. Remove it, or choose the objective with "
             "`BFTConfig(loss_type=...)`."
         )
+    if args.anchor_coef:
+        check_anchor(args, model, peft_config)
     peft_config = peft_config or getattr(model, "active_peft_config", None)
     if getattr(peft_config, "is_prompt_learning", False) and (args.packing or args.padding_free):
         raise ValueError(
@@ -50,6 +52,22 @@ def check_arguments(args: BFTConfig, model: Any, compute_loss_func: Any, peft_co
             "`metric_for_best_model='eval_nll'` does not exist with several evaluation sets: choose one of "
             f"{[f'eval_{name}_nll' for name in eval_dataset]}."
         )
+
+
+def check_anchor(args: BFTConfig, model: Any, peft_config: Any) -> None:
+    """Raises ValueError if the model without its adapter is no base model for the anchor."""
+    option = f"`anchor_coef={args.anchor_coef}`"
+    adapters = getattr(model, "active_adapters", None) if hasattr(model, "disable_adapter") else None
+    if peft_config is None and adapters is None:
+        raise ValueError(
+            f"{option} compares with the base model, which is the model without its adapter. Pass a `peft_config` (a "
+            "run with `use_peft=True`), or set it to 0."
+        )
+    if adapters is not None and len(adapters) > 1:
+        raise ValueError(f"{option} needs one active adapter, the model has {list(adapters)}. Activate one.")
+    trained = [name for name in getattr(peft_config, "modules_to_save", None) or [] if "head" in name]
+    if trained:
+        raise ValueError(f"{option} needs a frozen LM head: remove {trained} from `modules_to_save`.")
 
 
 def check_trainer(trainer: Any) -> None:

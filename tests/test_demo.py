@@ -1,0 +1,65 @@
+"""The demo's report on three gene sets, with an encoder of known vectors."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset
+
+from bft_trl.demo import AFTER, BEFORE, Named, log_report, report_names
+from bft_trl.evaluation.names import Scorer
+
+SETS = Dataset.from_dict(
+    {
+        "name": ["x", "y", "z"],
+        "genes": [["A", "B"], ["C"], ["D"]],
+        "gene_names": [["alpha", "beta"], ["gamma"], [None]],
+    }
+)
+# Unit vectors in the plane, by text: "x" and "y" are at a right angle, "near x" is at 60 degrees from "x".
+ANGLES = {"x": 0, "y": 90, "z": 180, "near x": 60}
+
+
+class PlaneEncoder:
+    def encode(self, texts):
+        degrees = np.radians([ANGLES.get(text, 270) for text in texts])
+        return np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
+
+
+@pytest.fixture
+def report():
+    encoder = PlaneEncoder()
+    scorer = Scorer(encoder, encoder.encode(["x", "y", "z"]), "plane")
+    before = Named(["no process", "Process: x", "Process: D"], 4.0)
+    after = Named(["Process: near x", "Process: y", "Process: x"], 2.0)
+    return report_names(SETS, before, after, scorer=scorer)
+
+
+def test_report_by_hand(report):
+    """After: cosines cos 60 = 1/2, 1 and -1. Of the names x, y and z, one (y) is nearer to "near x" than x, none is
+    nearer to "y" than y, and two are nearer to "x" than z: percentiles 200/3, 100, 100/3.
+
+    Before: no name, x for y, and a copy of the gene, which is no name: 0, 200/3 (x is nearer) and 0.
+    """
+    table = report.table
+    assert table.loc[AFTER, "similarity"] == pytest.approx(0.5 / 3)
+    assert table.loc[AFTER, "percentile"] == pytest.approx(200 / 3)
+    assert table.loc[BEFORE, "percentile"] == pytest.approx(200 / 9)
+    assert table.loc[BEFORE, "answer_rate"] == pytest.approx(1 / 3)
+    assert table["different"][[BEFORE, AFTER]].tolist() == [1, 3]
+    assert table["nll"][[BEFORE, AFTER]].tolist() == [4.0, 2.0]
+    # The differences are 200/3, 100/3 and 100/3: mean 400/9, squared deviations (200/9)^2, (100/9)^2 twice.
+    assert table.loc[BEFORE, "better"] == pytest.approx(400 / 9)
+    deviations = (200 / 9) ** 2 + 2 * (100 / 9) ** 2
+    assert table.loc[BEFORE, "standard_error"] == pytest.approx((deviations / 2) ** 0.5 / 3**0.5)
+    assert report.examples.loc[0].tolist() == ["x", "(no name)", "near x"]
+
+
+def test_report_is_added_to_the_card(report, tmp_path):
+    """ROUGE-1 of "near x" against "x" is 2/3 (precision 1/2, recall 1), then 1 and 0: 0.556."""
+    (tmp_path / "README.md").write_text("# Card\n")
+    log_report(report, [{"step": 0, "eval_nll": 4.0}, {"step": 5, "nll": 3.0}], tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("# Card\n\n## Names of held-out gene sets")
+    assert "| after training | 1.00 | 0.556 | 0.167 | 66.7 | 3 | 2.00 |" in card
+    assert pd.read_csv(tmp_path / "demo.csv")["system"].tolist() == report.table.index.tolist()
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
