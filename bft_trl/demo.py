@@ -65,6 +65,7 @@ def answer_prompts(trainer: Any, prompts: Sequence[Any], *, max_new_tokens: int 
     """
     if not prompts or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return []
+    logger.info("Generating %d answers", len(prompts))
     tokenizer, model = trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model)
     texts = [maybe_apply_chat_template({"prompt": prompt}, tokenizer)["prompt"] for prompt in prompts]
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)

@@ -287,7 +287,7 @@ def _load_encoder(model: str) -> Any:
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers.utils import cached_file
 
-    with _loading("encoder", model, '; "none" leaves the similarity out'):
+    with _loading("encoder", model, '; name the folder of a sentence encoder, or "none" to leave the similarity out'):
         if cached_file(model, "modules.json", _raise_exceptions_for_missing_entries=False):
             return SentenceTransformer(model, trust_remote_code=False).eval()
         parts = ("model_kwargs", "processor_kwargs", "config_kwargs")

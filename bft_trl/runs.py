@@ -206,7 +206,8 @@ def _log_plan(args: BFTConfig, train_dataset: Any) -> None:
         rows = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         message = "%d steps of %d rows: %.2f epochs of %d training rows."
         logger.info(message, args.max_steps, rows // args.max_steps, rows / len(train_dataset), len(train_dataset))
-    logger.info("nll and eval_nll: lower is better. `loss` is weighted and cannot be compared between objectives.")
+    note = "" if args.loss_type == "nll" else " `loss` is weighted and cannot be compared between objectives."
+    logger.info("nll and eval_nll: lower is better.%s", note)
 
 
 def _gene_sets(eval_dataset: Any, count: int) -> tuple[list[Any], list[str]]:

@@ -126,7 +126,7 @@ def _eval(args: argparse.Namespace) -> int:
         _log_forgetting(folder)
     for task, reason in left_out.items():
         logger.warning("Left out %s: %s", task, reason)
-    logger.info("Wrote scores.parquet, settings.json, results.json and samples.jsonl to %s", args.output_dir)
+    logger.info("Wrote scores.parquet, answers.parquet, settings.json and lm-eval's files to %s", args.output_dir)
     return int(bool(left_out) and not args.allow_missing)
 
 

@@ -147,7 +147,8 @@ def score_names(
     texts = [cleaned_answer(answer or "") for answer in answers]
     texts = [text if any(map(str.isalnum, text)) else "" for text in texts]  # "..." is no name
     empty = np.array([not text for text in texts], dtype=bool)
-    table = pd.DataFrame(rouge_scores(names, texts))
+    answered = [float(bool(text) and text.lower() != REFUSAL) for text in texts]
+    table = pd.DataFrame({"answer_rate": answered} | rouge_scores(names, texts))
     if encoder is not None:
         vectors = encoder.encode(texts)
         similarity = cosine_similarity(vectors, encoder.encode([cleaned_reference(name) for name in names]))
@@ -162,5 +163,4 @@ def score_names(
             found = np.array([term_scores(ontology, truth, nearest) for truth, nearest in pairs]).reshape(-1, 2)
             zero = empty[:, None] & ~np.isnan(found)
             table[list(ONTOLOGY_METRICS)] = np.where(zero, 0.0, found)
-    table["answer_rate"] = [float(bool(text) and text.lower() != REFUSAL) for text in texts]
     return table

@@ -35,7 +35,7 @@ def read_sample_log(run: Path) -> pd.DataFrame:
     """
     files = sorted((run / FOLDER).glob("part-*.parquet"))
     if not files:
-        raise FileNotFoundError(f"{run} has no sample log in {FOLDER}/. Train with `BFTConfig(log_samples=True)`.")
+        raise FileNotFoundError(f"{run} has no sample log in {FOLDER}/. Train with `--log_samples True`.")
     log = pd.concat([read_part(file).to_pandas() for file in files], ignore_index=True)
     log = log.sort_values(["epoch", "step", "row"], kind="stable", ignore_index=True)
     pieces = log.duplicated(["epoch", "row"], keep=False)
