@@ -38,6 +38,7 @@ _FILLERS = (
     "list",
     "gene",
     "genes",
+    "process",
     "proteins",
 )
 ONTOLOGY_METRICS = ("go_hit", "go_lin")
