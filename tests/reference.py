@@ -103,8 +103,8 @@ def objective(
                 )
         number += len(places)
         if places:
-            samples.append(sum(losses) / (len(places) if loss_type == "bft" else 1))
-    return sum(samples) / (len(samples) if loss_type == "bft" else number)
+            samples.append(torch.stack(losses).sum() / (len(places) if loss_type == "bft" else 1))
+    return torch.stack(samples).sum() / (len(samples) if loss_type == "bft" else number)
 
 
 def top_entropy(log_probs: list[float], size: int) -> float:

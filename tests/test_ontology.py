@@ -36,7 +36,7 @@ def ontology(tmp_path, monkeypatch):
     stanzas.append("[Term]\nid: GO:x\nname: x\nnamespace: molecular_function")
     path = tmp_path / "go.obo"
     path.write_text("format-version: 1.2\n\n" + "\n\n".join(stanzas) + "\n")
-    return load_ontology(path, Letters())
+    return load_ontology(path, Letters)
 
 
 def test_hits(ontology):
@@ -71,8 +71,14 @@ def test_names_are_scored_by_the_nearest_term(ontology):
     assert scorer.settings["ontology_fingerprint"] == ontology.fingerprint
 
 
+def test_the_fingerprint_covers_the_relations(ontology, tmp_path):
+    path = tmp_path / "go.obo"
+    path.write_text(path.read_text().replace("relationship: part_of GO:e", "is_a: GO:a"))
+    assert load_ontology(path, Letters).fingerprint != ontology.fingerprint
+
+
 def test_a_file_without_processes(tmp_path):
     path = tmp_path / "x.obo"
     path.write_text("format-version: 1.2\n\n[Term]\nid: GO:x\nname: x\nnamespace: molecular_function\n")
     with pytest.raises(ValueError, match="has no term of the namespace biological_process"):
-        load_ontology(path, Letters())
+        load_ontology(path, Letters)

@@ -136,7 +136,11 @@ def test_dots_and_refusals_are_no_answers():
         ("LDLRAP1, SCP2D1, ANXA2, SCP2", ["LDLRAP1", "SCP2D1", "ANXA2", "SCP2"], True),
         ("anxa2 scp2 ldlrap1", ["LDLRAP1", "SCP2D1", "ANXA2", "SCP2"], True),  # in lower case, another order, fewer
         ("HLA-DRA-HLA-DRB1-CD74", ["HLA-DRA", "HLA-DRB1", "CD74"], True),
-        ("HLA DRA and HLADRB1", ["HLA-DRA", "HLA-DRB1", "CD74"], True),  # 2 genes, 1 other word
+        ("HLA DRA and HLADRB1", ["HLA-DRA", "HLA-DRB1", "CD74"], True),
+        ("1. SCP-2\n2. ANXA 2", ["SCP2", "ANXA2"], True),
+        ("Genes involved in SCP2, ANXA2", ["SCP2", "ANXA2"], True),
+        ("SCP2, ANXA2, LDLRAP1 transport", ["SCP2", "ANXA2", "LDLRAP1"], True),  # 3 genes, 1 other word
+        ("JAK2/STAT3 signaling", ["JAK2", "STAT3"], False),  # 2 genes, 1 other word
         ("Genes: TP53/MDM2; ATM", ["TP53", "MDM2", "ATM"], True),
         ("TP53", ["TP53", "MDM2"], True),
         ("SCP2D1", ["SCP2"], False),  # a longer symbol is another gene

@@ -101,6 +101,51 @@ def test_bad_systems(run, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+def test_runs_are_checked_against_each_other_too(run, tmp_path):
+    """A recorded baseline has no prompt that the runs could differ from."""
+    other = write_lm_eval(tmp_path / "x", {"bft_medmcqa": (QUESTIONS, {"acc": np.zeros(2)})}, chat_template_sha="bb")
+    with pytest.raises(ValueError, match=re.escape("'x' differs from 'run' in chat_template (bb, baseline aa)")):
+        compare([run, str(other)], "gpt-4o", tmp_path / "o")
+
+
+def test_a_name_stands_for_one_run(run, tmp_path):
+    result = compare([run], "run", tmp_path / "o", systems=["gpt-4o", "GPT-4o"], n_resamples=99)
+    assert result["runs"] == ["gpt-4o"]
+    with pytest.raises(ValueError, match="two runs have the name 'gpt-4o'"):
+        compare([f"gpt-4o={run}"], "gpt-4o", tmp_path / "p", systems=["gpt-4o"])
+
+
+def test_a_document_without_one_metric_is_compared_by_the_others(tmp_path):
+    """One of three sets is not in the ontology: two documents by go_hit, three by rouge1."""
+    sets = [*SETS, SETS[0] | {"id": "GO:old"}]
+    scores = {"rouge1": np.ones(3), "go_hit": [1.0, 0.0, float("nan")]}
+    runs = [str(write_lm_eval(tmp_path / name, {"bft_gene_sets_go": (sets, scores)})) for name in "ab"]
+    result = compare(runs, "a", tmp_path / "o", common_documents=True, n_resamples=99)
+    assert {row["metric"]: row["n"] for row in result["rows"]} == {"rouge1": 3, "go_hit": 2}
+    assert result["not_compared"] == {}
+
+
+def test_the_ontology_is_a_setting(tmp_path):
+    tasks = {"bft_gene_sets_go": (SETS, {"go_hit": np.ones(2)})}
+    runs = [write_lm_eval(tmp_path / name, tasks) for name in "ab"]
+    for folder, fingerprint in zip(runs, ("11", "22"), strict=True):
+        (file,) = folder.rglob("results_*.json")
+        results = json.loads(file.read_text())
+        results["configs"]["bft_gene_sets_go"]["metadata"]["ontology_fingerprint"] = fingerprint
+        file.write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=re.escape("ontology_fingerprint (22, baseline 11)")):
+        compare(list(map(str, runs)), "a", tmp_path / "o")
+
+
+@pytest.mark.parametrize("content", [b"PAR1", pd.DataFrame({"unit": ["1"], "answer": ["x"]}).to_parquet()])
+def test_answers_that_cannot_be_read(content, data):
+    """Damaged, or with the columns of an earlier version."""
+    assert score(data, "id,label\nm0,A\nm1,A\nm2,A\n") == 0
+    (data.parent / "out" / "answers.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=r"answers\.parquet cannot be read"):
+        load_runs(data.parent / "out")
+
+
 def test_another_question_under_the_same_id_raises(run, tmp_path):
     changed = [QUESTIONS[0], QUESTIONS[1] | {"options": ["1", "2", "3", "4"]}]
     other = write_lm_eval(tmp_path / "other", {"bft_medmcqa": (changed, {"acc": np.zeros(2)})}, prompts=lambda doc: 0)
@@ -221,6 +266,15 @@ def test_bad_answers_to_questions(data, answers, words, capsys):
     assert score(data, answers) == 2
     assert words in capsys.readouterr().err
     assert not (data.parent / "out").exists()
+
+
+def test_numbers_as_texts(data):
+    """An option "0.50" is not 0.5; an option that is another question's label is the option."""
+    rows = {"id": "n", "question": "How many?", "opa": "0.50", "opb": "30", "opc": "D", "opd": "7", "cop": 2}
+    pd.DataFrame([rows, rows | {"id": "k", "question": "And?"}]).to_parquet(data / "medmcqa_validation.parquet")
+    assert score(data, "id,text,source\nn,D,7\nk,0.50,7\nk,30,8\n", "--source", "7") == 0
+    answers = pd.read_parquet(data.parent / "out" / "answers.parquet")
+    assert answers["answer"].tolist() == ["C", "A"]
 
 
 def test_empty_answers_score_zero(data, caplog):

@@ -17,14 +17,19 @@ def document_tables(base: Run, others: Sequence[Run], tasks: Sequence[str]) -> l
     """Returns a table per task whose documents are known, ready for JSON.
 
     Each has the task, the names of the runs (the baseline first), the metrics, and the documents: id, what is asked,
-    reference, answers (one per run) and scores (by metric one per run, None where a run has none).
+    reference, answers (one per run, of the first seed) and scores (by metric one per run, None where a run has none).
+    `signs` are -1 for metrics of which less is better.
     """
     tables = []
     for task in tasks:
         runs = [run for run in (base, *others) if task in run.tasks]
         metrics = [metric for of, metric in base.scores if of == task]
-        if not all(len(run.answers) and task in run.answers.index.get_level_values("task") for run in runs):
+        runs = [run for run in runs if task in run.answers.index.get_level_values("task")]
+        if base not in runs or len(runs) < 2:
             continue
+        lower = [
+            name for name, better in base.settings.get(task, {}).get("higher_is_better", {}).items() if not better
+        ]
         units = base.scores[task, metrics[0]].index
         texts = [run.answers.loc[task].reindex(units) for run in runs]
         scores = {metric: [_scores(run, task, metric, units) for run in runs] for metric in metrics}
@@ -40,7 +45,9 @@ def document_tables(base: Run, others: Sequence[Run], tasks: Sequence[str]) -> l
                     "scores": [[column[place] for column in scores[metric]] for metric in metrics],
                 }
             )
-        tables.append({"task": task, "runs": [run.name for run in runs], "metrics": metrics, "documents": documents})
+        signs = [-1 if metric.partition("[")[0] in lower else 1 for metric in metrics]
+        names = [run.name + _seeds(run) for run in runs]
+        tables.append({"task": task, "runs": names, "metrics": metrics, "signs": signs, "documents": documents})
     return tables
 
 
@@ -49,6 +56,12 @@ def _scores(run: Run, task: str, metric: str, units: pd.Index) -> list[float | N
         return [None] * len(units)
     values = run.unit_scores(task, metric).reindex(units)
     return [None if pd.isna(value) else round(float(value), 3) for value in values]
+
+
+def _seeds(run: Run) -> str:
+    """A note for runs of several seeds, whose scores are means."""
+    n_seeds = max(table.shape[1] for table in run.scores.values())
+    return f" (mean of {n_seeds} seeds, answer of the first)" if n_seeds > 1 else ""
 
 
 def _parts(document: str | None) -> Mapping[str, Any]:

@@ -31,7 +31,7 @@ def compare(
     seed: int = 0,
     n_resamples: int = 9999,
 ) -> dict[str, Any]:
-    """Writes `comparison.json`, `.csv`, `index.html`, `forest.png` and `.svg` into `output_dir`.
+    """Writes `comparison.json`, `.csv`, `index.html`, `forest.png` and `.svg`, and returns what is in the first.
 
     Args:
         runs: "PATH", "NAME=PATH" or, for runs that differ in the seed, "NAME=PATH,PATH,PATH"; see [`load_runs`].
@@ -42,9 +42,6 @@ def compare(
         seed: of the bootstrap and the permutations.
         n_resamples: number of bootstrap samples and of permutations.
 
-    Returns:
-        What is in `comparison.json`.
-
     Raises ValueError or FileNotFoundError, before anything is written, for runs that do not exist, are broken, or
     differ from the baseline in the settings or documents of a task.
     """
@@ -52,17 +49,11 @@ def compare(
         raise ValueError(f"`n_resamples={n_resamples}` must be 99 or more, `seed={seed}` 0 or more.")
     check_folder(output_dir)
     base, others, references = _load_all(runs, baseline, systems)
+    not_compared = _not_compared(base, others)
     if common_documents:
         base, others, references = _common(base, others, references)
-    problems = [problem for run in others for problem in differences(base, run)]
-    if problems:
-        raise ValueError("These runs cannot be compared:\n  " + "\n  ".join(problems))
-    not_compared = _not_compared(base, others)
+    _check_comparable(base, others)
     rows = _rows(base, others, np.random.default_rng(seed), n_resamples, not_compared)
-    for name, missing in not_compared.items():
-        logger.warning("Not compared, because '%s' or the baseline has no scores: %s", name, ", ".join(missing))
-    if not rows:
-        raise ValueError(f"No run shares a task with the baseline '{base.name}', which has {sorted(base.tasks)}.")
     sizes = {row["task"]: row["n"] for row in rows}
     result = {
         "format": 3,
@@ -89,12 +80,12 @@ def _load_all(specs: Sequence[str], baseline: str, systems: Sequence[str]) -> tu
     if by_system:
         systems = [baseline, *systems]
     base = models[0] if by_system else _find(baseline, loaded, models)
-    repeated = sorted(name for name, count in Counter(run.name for run in models).items() if count > 1)
-    if repeated:
-        raise ValueError(f"`runs`: two runs have the name {', '.join(map(repr, repeated))}; write NAME=RUN.")
     models = [align_runs(base, run) for run in models]
     references = [align_runs(base, run) for runs in loaded.values() for run in runs if run.kind != "model"]
     recorded = recorded_runs(systems, models) if systems else []
+    repeated = sorted(name for name, count in Counter(run.name for run in (*models, *recorded)).items() if count > 1)
+    if repeated:
+        raise ValueError(f"`runs`: two runs have the name {', '.join(map(repr, repeated))}; write NAME=RUN.")
     if by_system:
         base = recorded[0]
     others = [run for run in (*models, *recorded) if run.name != base.name]
@@ -129,8 +120,10 @@ def _common(base: Run, others: Sequence[Run], references: Sequence[Run]) -> tupl
     """The runs with those documents of each task that all runs with the task have."""
     units: dict[str, pd.Index] = {}
     for run in (base, *others):
-        for (task, _), table in run.scores.items():
-            units[task] = table.index if task not in units else units[task].intersection(table.index, sort=False)
+        for task in run.tasks:  # a document may lack one of the metrics
+            found = pd.concat([table.iloc[:, 0] for (of, _), table in run.scores.items() if of == task])
+            index = found.index.unique()
+            units[task] = index if task not in units else units[task].intersection(index, sort=False)
     shared = {task: index for task, index in units.items() if task in base.tasks}
     for task, index in shared.items():
         sizes = {
@@ -177,6 +170,16 @@ def _not_compared(base: Run, others: Sequence[Run]) -> dict[str, list[str]]:
     return found
 
 
+def _check_comparable(base: Run, others: Sequence[Run]) -> None:
+    """Raises ValueError that lists all differences of settings and documents."""
+    problems = [problem for run in others for problem in differences(base, run)]
+    if base.kind == RECORDED_KIND:  # it has no prompt, so the runs are also checked against each other
+        first, *models = [run for run in others if run.kind != RECORDED_KIND]
+        problems += [problem for run in models for problem in differences(first, run)]
+    if problems:
+        raise ValueError("These runs cannot be compared:\n  " + "\n  ".join(problems))
+
+
 def _rows(
     base: Run,
     others: Sequence[Run],
@@ -184,7 +187,10 @@ def _rows(
     n_resamples: int,
     not_compared: dict[str, list[str]],
 ) -> list[dict[str, Any]]:
-    """One row per task, metric and run, with Holm's adjustment over all. Metrics with NaN go into `not_compared`."""
+    """One row per task, metric and run, with Holm's adjustment over all. Metrics with NaN go into `not_compared`.
+
+    Raises ValueError if no run shares a task with the baseline.
+    """
     wanted = [(task, metric, run) for task, metric in base.scores for run in others if (task, metric) in run.scores]
     rows = []
     for task, metric, run in tqdm(wanted, desc="Comparing", disable=len(wanted) < 20):
@@ -202,6 +208,10 @@ def _rows(
             rows[-1] |= {f"{prefix}n_seeds": len(means), f"{prefix}seed_sd": spread}
     for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
+    for name, missing in not_compared.items():
+        logger.warning("Not compared, because '%s' or the baseline has no scores: %s", name, ", ".join(missing))
+    if not rows:
+        raise ValueError(f"No run shares a task with the baseline '{base.name}', which has {sorted(base.tasks)}.")
     return rows
 
 

@@ -10,18 +10,24 @@ for (const table of JSON.parse(document.getElementById("documents").textContent)
   const heading = (text, key) => {
     const made = document.createElement("th");
     made.textContent = text; made.className = "text";
-    if (key) { made.tabIndex = 0; made.onclick = () => { sortedBy = sortedBy === key ? null : key; draw(); }; }
+    if (key) {
+      made.tabIndex = 0;
+      made.onclick = () => { sortedBy = sortedBy === key ? null : key; draw(); };
+      made.onkeydown = (event) => { if (event.key === "Enter") made.click(); };
+    }
     head.append(made);
   };
   heading("document"); heading("reference");
   table.runs.forEach((name, i) => heading(name, i + 1));
   const draw = () => {
     const score = (row, i) => row.scores[metric.value][i];
-    const gain = (row) => (score(row, run.value) ?? 0) - (score(row, 0) ?? 0);
-    const wanted = { all: () => true, wins: (row) => gain(row) > 0, losses: (row) => gain(row) < 0, ties: (row) => gain(row) === 0 };
+    const known = (row) => score(row, run.value) !== null && score(row, 0) !== null;
+    const gain = (row) => known(row) ? table.signs[metric.value] * (score(row, run.value) - score(row, 0)) : null;
+    const wanted = { all: () => true, wins: (row) => gain(row) > 0, losses: (row) => gain(row) < 0, ties: (row) => gain(row) === 0 };  // null is none of the three
     const rows = table.documents.filter(wanted[show.value]);
-    rows.sort(sortedBy === null ? (a, b) => Math.abs(gain(b)) - Math.abs(gain(a))
-      : (a, b) => (score(b, sortedBy - 1) ?? -1) - (score(a, sortedBy - 1) ?? -1));
+    const rank = sortedBy === null ? (row) => known(row) ? Math.abs(gain(row)) : -1
+      : (row) => score(row, sortedBy - 1) ?? -Infinity;
+    rows.sort((a, b) => rank(b) - rank(a));
     body.replaceChildren();
     for (const row of rows.slice(0, limit)) {
       const line = body.insertRow();

@@ -24,9 +24,14 @@ def recorded_runs(systems: Sequence[str], runs: Sequence[Run]) -> list[Run]:
     Raises ValueError for a name that is not known, and for a system without an answer to any of the documents.
     """
     recorded = recorded_systems()
-    chosen = [_known(system, recorded["system"].unique()) for system in dict.fromkeys(systems)]
+    known = recorded["system"].unique()
+    chosen = list(dict.fromkeys(_known(system, known) for system in systems))
     documents = pd.concat([run.answers for run in runs]).dropna(subset="document")
     documents = documents[~documents.index.duplicated()]
+    if documents.empty:
+        raise ValueError(
+            "`with`: none of the runs has answers.parquet with gene sets or questions. Evaluate them again."
+        )
     scores: dict[str, dict[tuple[str, str], pd.DataFrame]] = {system: {} for system in chosen}
     texts: dict[str, list[pd.DataFrame]] = {system: [] for system in chosen}
     settings: dict[str, Any] = {}
@@ -45,7 +50,7 @@ def recorded_runs(systems: Sequence[str], runs: Sequence[Run]) -> list[Run]:
             units = table.index.get_level_values("unit")
             texts[system].append(table)
             for metric, column in metrics.loc[system].items():
-                scores[system][str(task), str(metric)] = pd.DataFrame({0: column.to_numpy()}, index=units)
+                scores[system][str(task), str(metric)] = pd.DataFrame({0: column.to_numpy()}, index=units).dropna()
     for system in chosen:
         if not scores[system]:
             raise ValueError(f"`with`: {system} has no answer to any document of these runs.")
@@ -67,10 +72,15 @@ def _known(name: str, systems: Sequence[str]) -> str:
 
 
 def _answered(documents: pd.DataFrame, recorded: pd.DataFrame) -> pd.DataFrame:
-    """The documents that a system has an answer for, with the answer; joined by what is asked, else by the id."""
+    """The documents that a system has an answer for, with the answer; joined by what is asked.
+
+    GeneAgent's answers to NeST and MSigDB sets are joined by the id, in our tasks only.
+    """
     answers = recorded.set_index("key")["answer"]
-    units = documents.index.get_level_values("unit").to_series(index=documents.index)
-    where = documents["key"].where(documents["key"].isin(answers.index), units)
+    where = documents["key"]
+    if documents.index[0][0].startswith("bft_gene_sets"):
+        units = documents.index.get_level_values("unit").to_series(index=documents.index)
+        where = where.where(where.isin(answers.index), units)
     known = where.isin(answers.index)
     return documents[known].assign(answer=where[known].map(answers), prompt=None)
 
@@ -87,6 +97,7 @@ def _scorer(task: str, runs: Sequence[Run]) -> Scorer:
     if any(scorer.settings[key] != settings.get(key) for key in scorer.settings):
         changed = [key for key in scorer.settings if scorer.settings[key] != settings.get(key)]
         raise ValueError(
-            f"`with`: '{run.name}' was scored with another {', '.join(changed)} than there is now. Evaluate it again."
+            f"`with`: '{run.name}' was scored with another {', '.join(changed)} than there is now. Evaluate it again, "
+            "with `--overwrite_output_dir`."
         )
     return scorer

@@ -23,6 +23,8 @@ READERS = {
     ".json": lambda path: _read_json(path),
     ".jsonl": lambda path: _read_json(path),
 }
+# Columns of CSV files that are text, also if they look like numbers.
+TEXT_COLUMNS = ("id", "name", "definition", "model", "predicted_name", "label", "text", "source")
 # Raised by pandas, pyarrow and gzip for damaged files.
 _DAMAGED = (ValueError, OSError, ArrowException, EOFError, zlib.error)
 
@@ -199,7 +201,7 @@ def _read_csv(path: Path, separator: str) -> pd.DataFrame:
                 index_col=False,
                 keep_default_na=False,
                 na_values=[""],
-                dtype=dict.fromkeys(("id", "name", "definition", "model", "predicted_name"), str),
+                dtype=dict.fromkeys(TEXT_COLUMNS, str),
             )
         except pd.errors.ParserWarning as warning:
             raise ValueError("the rows have more columns than the header.") from warning

@@ -72,24 +72,24 @@ def choice_baselines(targets: Sequence[str], n_options: Sequence[int]) -> dict[s
 
 def baseline_scores(
     documents: Sequence[Mapping[str, Any]],
+    selected: Sequence[int],
     metrics: Sequence[str],
     *,
     scorer: Scorer | None,
     rng: np.random.Generator,
-    selected: Sequence[int] | None = None,
     gene_names: Mapping[str, str] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Returns the scores of each baseline of a task by name, one row per document; none for tasks of other kinds.
 
     Args:
         documents: all documents of the task's test set, in order. Frequencies are counted over all of them.
+        selected: positions of the documents to score.
         metrics: the metrics of the task.
         scorer: of names; None for tasks that do not ask for one.
         rng: of the baseline "another set's name".
-        selected: positions of the documents to score; None scores all of them.
         gene_names: full name by symbol, for the baseline of words.
     """
-    rows = list(range(len(documents)) if selected is None else selected)
+    rows = list(selected)
     if scorer is not None and len(documents) > 1:
         names = [document["name"] for document in documents]
         genes = [document["genes"] for document in documents]
@@ -101,7 +101,7 @@ def baseline_scores(
         table = table.drop(columns="answer_rate")
         parts = np.split(np.arange(len(table)), len(answers))
         return {name: table.iloc[part] for name, part in zip(answers, parts, strict=True)}
-    if "acc" in metrics and all({"labels", "answer"} <= document.keys() for document in documents):
+    if rows and "acc" in metrics and all({"labels", "answer"} <= document.keys() for document in documents):
         options = [len(document["labels"]) for document in documents]
         baselines = choice_baselines([document["answer"] for document in documents], options)
         return {name: pd.DataFrame({"acc": acc[rows]}) for name, acc in baselines.items()}

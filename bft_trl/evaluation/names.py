@@ -23,6 +23,23 @@ SCORER_VERSION = "3"
 REFUSAL = "system of unrelated proteins"
 
 
+# Words of an answer that lists the genes instead of naming their process.
+_FILLERS = (
+    "a",
+    "and",
+    "the",
+    "of",
+    "in",
+    "with",
+    "involved",
+    "including",
+    "includes",
+    "set",
+    "list",
+    "gene",
+    "genes",
+    "proteins",
+)
 ONTOLOGY_METRICS = ("go_hit", "go_lin")
 
 
@@ -66,13 +83,14 @@ def load_scorer(
             raise ValueError(f"`ontology={str(ontology)!r}` needs `encoder`: it finds the term nearest to a name.")
         return Scorer()
     names = None if background == "none" else load_background(background, data_dir=data_dir)
-    loaded = load_encoder(encoder)
-    scorer = Scorer(loaded) if names is None else Scorer(loaded, *cached_vectors(loaded, names))
-    if ontology is None:
-        return scorer
-    from bft_trl.evaluation.ontology import load_ontology
+    processes = None
+    if ontology is not None:
+        from bft_trl.evaluation.ontology import load_ontology
 
-    return scorer._replace(ontology=load_ontology(Path(ontology), loaded))
+        processes = load_ontology(Path(ontology), lambda: load_encoder(encoder))
+    loaded = load_encoder(encoder)
+    vectors, content = (None, None) if names is None else cached_vectors(loaded, names)
+    return Scorer(loaded, vectors, content, processes)
 
 
 def recorded_name(answer: str | None) -> str | None:
@@ -86,17 +104,20 @@ def recorded_name(answer: str | None) -> str | None:
 
 
 def copies_genes(name: str, genes: Sequence[str]) -> bool:
-    """Returns whether a proposed name consists mostly of genes of its own set: more genes than other words.
+    """Returns whether a proposed name consists mostly of genes of its own set: over two genes for each other word.
 
-    Case, order, separators and text in brackets do not count, nor does a hyphen inside a symbol. "WNT5A signaling" is
-    a name of a set with WNT5A: one gene, one other word.
+    Numbers and words such as "genes", "and" or "including" are not counted, and case, order, separators, text in
+    brackets and hyphens in a symbol do not matter. "JAK2/STAT3 signaling" is a name: two genes and one other word.
     """
     symbols = sorted({gene.lower() for gene in genes if gene}, key=len, reverse=True)
-    any_symbol = "|".join(re.escape(symbol).replace(r"\-", r"[-\s]?") for symbol in symbols)
+    any_symbol = "|".join(
+        "[-\\s]?".join(map(re.escape, re.findall(r"\d+|[^\W\d]+|[.@]", symbol))) for symbol in symbols
+    )
     if not any_symbol:
         return False
     rest, n_genes = re.subn(rf"(?<![^\W_])(?:{any_symbol})(?![^\W_])", " ", cleaned_answer(name).lower())
-    return n_genes > len(re.findall(r"[^\W_]+", rest))
+    others = [word for word in re.findall(r"[^\W_]+", rest) if not word.isdigit() and word not in _FILLERS]
+    return n_genes > 2 * len(others)
 
 
 def proposed_name(name: str | None, genes: Sequence[str]) -> str | None:

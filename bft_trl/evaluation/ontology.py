@@ -1,6 +1,9 @@
 """Scores of proposed names by the Gene Ontology: how far the term nearest to a name is from the true term."""
 
+import hashlib
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +26,7 @@ class Ontology(NamedTuple):
     primary: dict[str, str]  # term by its id and by its alternative ids
     terms: list[str]
     vectors: np.ndarray  # unit vectors of the terms' names, (T, D)
-    fingerprint: str  # of encoder, ids and names
+    fingerprint: str  # of encoder, names, ids and relations
 
     def nearest(self, vectors: np.ndarray) -> list[str]:
         """Returns the term whose name is most similar to each of the unit vectors, (N, D) -> N ids."""
@@ -32,8 +35,15 @@ class Ontology(NamedTuple):
         return [self.terms[place] for place in np.concatenate(places)] if places else []
 
 
-def load_ontology(path: Path, encoder: Encoder) -> Ontology:
-    """Returns the biological processes of an OBO file. Raises FileNotFoundError or ValueError that names the file."""
+def load_ontology(path: Path, load: Callable[[], Encoder]) -> Ontology:
+    """Returns the biological processes of an OBO file.
+
+    Args:
+        path: OBO file.
+        load: returns the encoder of the names; called after the file was read.
+
+    Raises FileNotFoundError or ValueError that names the file.
+    """
     import networkx
 
     full = read_obo(path)
@@ -51,8 +61,10 @@ def load_ontology(path: Path, encoder: Encoder) -> Ontology:
     graph.add_edges_from((a, b) for a, b, key in edges if key in RELATIONS and a in named and b in named)
     primary = {other: term for term, attributes in named.items() for other in attributes.get("alt_id", [])}
     names = [attributes["name"] for attributes in named.values()]
-    vectors, content = cached_vectors(encoder, names)
-    return Ontology(graph, _information(graph), primary | {t: t for t in named}, list(named), vectors, content)
+    vectors, content = cached_vectors(load(), names)
+    relations = json.dumps([content, list(named), sorted(graph.edges)])
+    fingerprint = hashlib.sha256(relations.encode()).hexdigest()[:16]
+    return Ontology(graph, _information(graph), primary | {t: t for t in named}, list(named), vectors, fingerprint)
 
 
 def _information(graph: Any) -> dict[str, float]:

@@ -15,7 +15,7 @@ from bft_trl.data.tables import ids_as_text, read_gmt, read_table, split_genes
 from bft_trl.evaluation.baselines import baseline_scores, enrichment_baseline
 from bft_trl.evaluation.names import Scorer, load_scorer, proposed_name, recorded_name, score_names
 from bft_trl.evaluation.samples import RECORDED
-from bft_trl.evaluation.scores import document_key, document_parts, read_settings, write_scores
+from bft_trl.evaluation.scores import absolute, document_key, document_parts, read_settings, write_scores
 from bft_trl.io import check_folder
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def score_recorded(
 
     Args:
         predictions: table with id, and predicted_name for gene sets, or label, text or both for questions; optionally
-            model (without it the file's name is the model's) and source.
+            model (else the file's name is taken) and source.
         output_dir: folder.
         references: table with id, name and genes of gene sets; or name a `task`.
         task: one of our tasks, such as "bft_medmcqa", whose documents are the references.
@@ -59,6 +59,47 @@ def score_recorded(
 
     Raises ValueError or FileNotFoundError for bad input, before anything is encoded or written.
     """
+    _check_options(output_dir, references, task, encoder=encoder, background=background, seed=seed)
+    documents = _read_references(references) if references is not None else _task_documents(str(task), data_dir)
+    named = "genes" in documents.iloc[0]
+    for_names = [f"`{name}`" for name, value in (("gmt", gmt), ("encoder", encoder), ("ontology", ontology)) if value]
+    if for_names and not named:
+        raise ValueError(f"{', '.join(for_names)} is for names of gene sets, but {task} has questions.")
+    table = _read_predictions(predictions, documents, missing, source=source)
+    if gmt is not None:
+        table = pd.concat([table, _enrichment(documents, gmt)], ignore_index=True)
+    scorer = load_scorer(encoder or "none", background or "none", ontology=ontology) if named else None
+    metrics = score_answers(documents[table["unit"]].tolist(), table["answer"].tolist(), scorer)
+    scores = pd.concat([table[["model", "kind", "unit"]], metrics], axis=1)
+    if baselines:
+        options = {"scorer": scorer, "rng": np.random.default_rng(seed), "gene_names": load_gene_names(data_dir)}
+        scores = pd.concat([scores, _baselines(documents, list(metrics), **options)], ignore_index=True)
+    of_task = ({} if scorer is None else scorer.settings) | {"higher_is_better": dict.fromkeys(metrics, True)}
+    inputs = {"encoder": encoder, "background": background, "ontology": ontology, "data_dir": data_dir}
+    inputs = {name: absolute(path) for name, path in inputs.items() if path is not None}
+    settings = {"tasks": {task or RECORDED: of_task}, "inputs": inputs}
+    return _write(output_dir, scores, table.assign(task=task or RECORDED), documents, settings, seed)
+
+
+def _baselines(documents: pd.Series, metrics: Sequence[str], **options: Any) -> pd.DataFrame:
+    """The scores of all baselines, one row per baseline and document."""
+    found = baseline_scores(documents.tolist(), range(len(documents)), metrics, **options)
+    tables = [
+        rows.assign(unit=documents.index, model=f"baseline: {name}", kind="baseline") for name, rows in found.items()
+    ]
+    return pd.concat(tables) if tables else pd.DataFrame()
+
+
+def _check_options(
+    output_dir: Path,
+    references: Path | None,
+    task: str | None,
+    *,
+    encoder: str | None,
+    background: Path | None,
+    seed: int,
+) -> None:
+    """Raises ValueError for options that cannot be used, before anything is read."""
     check_folder(output_dir)
     if seed < 0:
         raise ValueError(f"`seed={seed}` must be 0 or more.")
@@ -68,31 +109,6 @@ def score_recorded(
         raise ValueError(f"`output_dir={str(output_dir)!r}` has the results of `bft-trl eval`. Name another folder.")
     if (references is None) == (task is None):
         raise ValueError("Set either `references` (gene sets of your own) or `task` (one of ours).")
-    documents = _read_references(references) if references is not None else _task_documents(str(task), data_dir)
-    named = "genes" in documents.iloc[0]
-    if gmt is not None and not named:
-        raise ValueError(f"`gmt={str(gmt)!r}` tests gene sets, but {task} has questions.")
-    parts = [_read_predictions(predictions, documents, missing, source=source)]
-    if gmt is not None:
-        parts.append(_enrichment(documents, gmt))
-    table = pd.concat(parts, ignore_index=True)
-    scorer = load_scorer(encoder or "none", background or "none", ontology=ontology) if named else None
-    metrics = score_answers(documents[table["unit"]].tolist(), table["answer"].tolist(), scorer)
-    scores = pd.concat([table[["model", "kind", "unit"]], metrics], axis=1)
-    if baselines:
-        rng, gene_names = np.random.default_rng(seed), load_gene_names(data_dir)
-        found = baseline_scores(documents.tolist(), list(metrics), scorer=scorer, rng=rng, gene_names=gene_names)
-        for name, table_of in found.items():
-            rows = table_of.set_axis(documents.index).reset_index(names="unit")
-            scores = pd.concat([scores, rows.assign(model=f"baseline: {name}", kind="baseline")], ignore_index=True)
-    settings = {
-        "tasks": {
-            task or RECORDED: ({} if scorer is None else scorer.settings)
-            | {"higher_is_better": dict.fromkeys(metrics, True)}
-        },
-        "inputs": {"predictions": predictions, "references": references, "encoder": encoder, "background": background},
-    }
-    return _write(output_dir, scores, table.assign(task=task or RECORDED), documents, settings, seed)
 
 
 def score_answers(
@@ -224,7 +240,7 @@ def _read_predictions(path: Path, documents: pd.Series, missing: str, *, source:
 def _of_source(path: Path, table: pd.DataFrame, source: str) -> pd.DataFrame:
     if "source" not in table:
         raise ValueError(f"`source={source!r}`: {path} has no column source; its columns are {list(table.columns)}.")
-    chosen = table[table["source"] == source].reset_index(drop=True)
+    chosen = table[table["source"].astype(str) == source].reset_index(drop=True)
     if chosen.empty:
         raise ValueError(f"`source={source!r}`: {path} has {sorted(map(str, table['source'].unique()))} only.")
     return chosen
@@ -242,7 +258,8 @@ def _labels(path: Path, table: pd.DataFrame, documents: pd.Series) -> list[str |
         options = [" ".join(option.lower().split()) for option in document["options"]]
         pairs = list(zip(document["labels"], options, strict=True))
         # The text decides: a label may be of options in another order. Equal texts are told apart by the label.
-        matches = [given for given, option in pairs if text and text in (option, given.lower())]
+        matches = [given for given, option in pairs if text and text == option]
+        matches = matches or [given for given in document["labels"] if text and text == given.lower()]
         exact = [given for given in document["labels"] if label and given.lower() == label]
         chosen = [given for given in matches if given in exact] or matches or ([] if text else exact)
         found.append(chosen[0] if chosen else None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_trl.data.evaluation_sets import load_gene_names
+from bft_trl.evaluation.names import SCORER_VERSION
 from bft_trl.evaluation.samples import scores_of_samples
 from bft_trl.evaluation.scores import document_parts, read_settings, write_scores
 from bft_trl.io import check_folder
@@ -69,12 +70,7 @@ def evaluate(
     digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:12]
     options |= {"tasks": loaded, "task_manager": manager, "use_cache": str(output_dir / f".answers-{digest}")}
     results = _simple_evaluate(run, seed=seed, batch_size=batch_size, device=device, **options)
-    leaves = manager.load(loaded)["tasks"]
-    scored = {
-        "scorers": {name: task.scorer for name, task in leaves.items() if hasattr(task, "scorer")},
-        "test_sets": {n: list(task.eval_docs) for n, task in leaves.items() if document_parts(task.eval_docs[0])},
-        "gene_names": load_gene_names(metadata.get("data_dir")),
-    }
+    scored = _what_scoring_needs(manager.load(loaded)["tasks"], metadata.get("data_dir"))
     _write(output_dir, results, scored, {"request": request, "left_out": left_out})
     return left_out
 
@@ -104,6 +100,7 @@ def check_request(
         raise ValueError(f"`num_fewshot={examples}` must be 0 or more.")
     model = fingerprint(run) | {"quantization": run.quantization, "apply_chat_template": run.apply_chat_template}
     request = {"model": model, "tasks": list(tasks), **options, "lm_eval_version": version("lm_eval")}
+    request["scorer_version"] = SCORER_VERSION
     if overwrite or not (output_dir / "settings.json").is_file():
         return request, False
     if read_settings(output_dir).get("request") != request:
@@ -172,6 +169,17 @@ def _simple_evaluate(run: Run, *, seed: int | None, batch_size: int | str, devic
     results["chat_template_sha"] = template and hash_string(template)
     results["system_instruction_sha"] = instruction and hash_string(instruction)
     return results
+
+
+def _what_scoring_needs(tasks: Mapping[str, Any], data_dir: str | None) -> dict[str, Any]:
+    """The arguments of `scores_of_samples` for the baselines: scorers and test sets of our tasks, names of genes."""
+    return {
+        "scorers": {name: task.scorer for name, task in tasks.items() if hasattr(task, "scorer")},
+        "test_sets": {
+            n: list(task.eval_docs) for n, task in tasks.items() if document_parts(next(iter(task.eval_docs)))
+        },
+        "gene_names": load_gene_names(data_dir),
+    }
 
 
 def _write(output_dir: Path, results: dict[str, Any], scored: Mapping[str, Any], record: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bft_trl.evaluation.baselines import baseline_scores
 from bft_trl.evaluation.names import ONTOLOGY_METRICS, Scorer
-from bft_trl.evaluation.scores import document_key, document_parts
+from bft_trl.evaluation.scores import absolute, document_key, document_parts
 
 logger = logging.getLogger(__name__)
 
@@ -58,16 +58,12 @@ def scores_of_samples(
             parts.append(_long(task, frame.add_suffix(suffix), model))
         answers.append(_answers(task, logged, units, model))
         tasks[task] = _settings(task, results) | {"filters": filters}
-        scorer = (scorers or {}).get(task, Scorer() if "scorer_version" in tasks[task] else None)
-        documents: Documents = [sample["doc"] for sample in logged]
-        selected = None
-        if test_sets and task in test_sets:
-            documents, selected = test_sets[task], [sample["doc_id"] for sample in logged]
-        elif len(set(results["n-samples"][task].values())) > 1:
-            continue
+        if "scorer_version" in tasks[task]:
+            scorers = {task: Scorer(), **(scorers or {})}
+        test_set = _test_set(task, logged, results, test_sets or {})
         rng = np.random.default_rng(seed)
         found = baseline_scores(
-            documents, list(frame), scorer=scorer, rng=rng, selected=selected, gene_names=gene_names
+            *test_set, list(frame), scorer=(scorers or {}).get(task), rng=rng, gene_names=gene_names
         )
         for name, table in found.items():
             models[f"baseline: {name}"] = {"kind": "baseline"}
@@ -76,6 +72,17 @@ def scores_of_samples(
     scores = pd.concat(parts, ignore_index=True).assign(seed=seed)
     settings = {"tasks": tasks, "models": models, "inputs": _inputs(results)}
     return scores, pd.concat(answers, ignore_index=True), settings
+
+
+def _test_set(
+    task: str, logged: Samples, results: Mapping[str, Any], test_sets: Mapping[str, Documents]
+) -> tuple[Documents, list[int]]:
+    """All documents of a task, and the positions of those that were evaluated; none if not all are known."""
+    if task in test_sets:
+        return test_sets[task], [sample["doc_id"] for sample in logged]
+    counts = results["n-samples"][task]
+    documents = [sample["doc"] for sample in logged if counts["original"] == counts["effective"]]
+    return documents, list(range(len(documents)))
 
 
 def read_lm_eval(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
@@ -137,7 +144,8 @@ def _inputs(results: Mapping[str, Any]) -> dict[str, Any]:
     for config in results["configs"].values():
         metadata = config.get("metadata") or {}
         if "scorer_version" in metadata:
-            return {name: metadata.get(name) for name in ("encoder", "background", "data_dir", "ontology")}
+            names = ("encoder", "background", "data_dir", "ontology")
+            return {name: absolute(metadata[name]) for name in names if metadata.get(name)}
     return {}
 
 
@@ -174,7 +182,8 @@ def _settings(task: str, results: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree between runs that are compared."""
     config = results["configs"][task]
     metadata = config.get("metadata") or {}
-    named = {key: metadata.get(key) for key in Scorer().settings} if "scorer_version" in metadata else {}
+    keys = (*Scorer().settings, *(["ontology_fingerprint"] if "ontology_fingerprint" in metadata else []))
+    named = {key: metadata.get(key) for key in keys} if "scorer_version" in metadata else {}
     return {
         "lm_eval_version": results["lm_eval_version"],
         "version": results["versions"].get(task),

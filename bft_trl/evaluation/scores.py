@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,12 @@ def read_scores(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 def read_answers(folder: Path) -> pd.DataFrame:
     """Returns the answers as [`write_scores`] takes them; an empty table if the folder has none."""
     path = folder / "answers.parquet"
-    return pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=ANSWER_COLUMNS)
+    if not path.is_file():
+        return pd.DataFrame(columns=ANSWER_COLUMNS)
+    try:
+        return pd.read_parquet(path, columns=ANSWER_COLUMNS)
+    except ValueError as error:  # also of a version that wrote other columns
+        raise ValueError(f"{path} cannot be read ({error}). Evaluate or score again.") from error
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -76,6 +81,11 @@ def kind_of(settings: Mapping[str, Any], model: str) -> str:
     return settings["models"].get(model, {}).get("kind", "model")
 
 
+def absolute(path: str | Path) -> str:
+    """Returns an absolute path for a file or folder that exists, and other texts (Hub ids, "none") as they are."""
+    return str(Path(path).resolve()) if Path(path).exists() else str(path)
+
+
 def document_parts(document: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the parts of a document that scoring needs: id, name and genes, or question, labels, options and answer.
 
@@ -84,7 +94,8 @@ def document_parts(document: Mapping[str, Any]) -> dict[str, Any] | None:
     for parts in (("id", "name", "genes"), ("question", "labels", "options", "answer")):
         if document.keys() >= set(parts):
             values = [document[part] for part in parts]
-            return {part: v if isinstance(v, str) else list(v) for part, v in zip(parts, values, strict=True)}
+            lists = [isinstance(value, Iterable) and not isinstance(value, str) for value in values]
+            return {p: list(v) if many else str(v) for p, v, many in zip(parts, values, lists, strict=True)}
     return None
 
 

@@ -52,14 +52,14 @@ class GeneSetTask(ConfigurableTask):
         encoder, background = settings.setdefault("encoder", MEDCPT), settings.get("background")
         options = {name: settings.get(name) for name in ("data_dir", "ontology")}
         self.scorer = load_scorer(encoder, background, **options)
-        if self.scorer.background is None:
-            without = "similarity and percentile are" if self.scorer.encoder is None else "percentile is"
-            logger.warning("%s: %s left out.", self.config.task, without)
         settings |= self.scorer.settings
         self._scores: dict[tuple[str, str, str | None], dict[str, float]] = {}
 
     def apply_filters(self) -> Any:
         filtered = super().apply_filters()
+        if self.scorer.background is None:
+            without = "similarity and percentile are" if self.scorer.encoder is None else "percentile is"
+            logger.warning("%s: %s left out.", self.config.task, without)
         self._score(
             [
                 (instance.doc["id"], instance.doc["name"], _name(instance.doc, response))

@@ -8,7 +8,7 @@ from bft_trl.data.medical import SOURCES, as_questions, read_published
 
 
 def load(source: str, subject: str | None = None, data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
-    """Returns the published rows of a test set, in order, with `labels` and `answer`, which the baselines need.
+    """Returns the published rows of a test set, in order, with the parts that baselines and comparisons need.
 
     Raises FileNotFoundError if the data, or those of the subject, are missing, ValueError for an invalid row.
     """
@@ -21,5 +21,7 @@ def load(source: str, subject: str | None = None, data_dir: str | None = None, *
     known = SOURCES[source]
     # lm-eval's scoring takes integers only as indices of choices.
     published = table[list(known.columns)].astype({known.answer: int} if known.options else {})
-    added = {name: questions[name] for name in ("labels", "answer") if name not in published}
+    added = {
+        name: questions[name] for name in ("id", "question", "labels", "options", "answer") if name not in published
+    }
     return DatasetDict(test=Dataset.from_pandas(published.assign(**added), preserve_index=False))
