@@ -44,7 +44,7 @@ def main() -> None:
     table = report_names(sets, before, name_gene_sets(trainer, sets)).table
     row = {name: getattr(args, name) for name in (*SHOWN, "max_steps", "group_size", "seed")}
     row |= {"lora_r": model_args.lora_r, "dtype": model_args.dtype, "seconds": round(seconds, 1)}
-    row |= table.loc[AFTER].drop(["better", "standard_error"], errors="ignore").round(4).to_dict()
+    row |= table.loc[AFTER].drop(["gain", "standard_error"], errors="ignore").round(4).to_dict()
     pd.concat([pd.read_csv(OUT), pd.DataFrame([row])]).to_csv(OUT, index=False)
 
 

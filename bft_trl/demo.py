@@ -39,7 +39,7 @@ class Named(NamedTuple):
 class NameReport(NamedTuple):
     """What [`report_names`] returns."""
 
-    table: pd.DataFrame  # one row per system: the means of METRICS, different, nll, better and standard_error
+    table: pd.DataFrame  # one row per system: the means of METRICS, different, nll, gain and standard_error
     examples: pd.DataFrame  # reference, before, after
 
 
@@ -92,7 +92,7 @@ def report_names(sets: Any, before: Named, after: Named, *, scorer: Scorer | Non
         before, after: of [`name_gene_sets`].
         scorer: default [`demo_scorer`].
 
-    Returns the means over the sets. `better` is the mean difference in percentile between `AFTER` and the system, and
+    Returns the means over the sets. `gain` is the mean difference in percentile between `AFTER` and the system, and
     `standard_error` that of the paired difference.
     """
     names, genes = list(sets["name"]), list(sets["genes"])
@@ -115,7 +115,7 @@ def report_names(sets: Any, before: Named, after: Named, *, scorer: Scorer | Non
         row |= {"different": len({name for name in found if name}), "nll": nll.get(system)}
         if "percentile" in row and system != AFTER:
             difference = scores[AFTER]["percentile"] - scores[system]["percentile"]
-            row |= {"better": difference.mean(), "standard_error": difference.std() / len(names) ** 0.5}
+            row |= {"gain": difference.mean(), "standard_error": difference.std() / len(names) ** 0.5}
         rows.append(row)
     examples = pd.DataFrame({"reference": names, "before": answers[BEFORE], "after": answers[AFTER]}).head(EXAMPLES)
     return NameReport(pd.DataFrame(rows).set_index("system"), examples.fillna("(no name)"))
@@ -127,8 +127,8 @@ def _geneagent(names: Sequence[str], genes: Sequence[Sequence[str]]) -> list[str
     return [recorded_name(recorded.get(key)) for key in keys]
 
 
-def log_report(report: NameReport, log_history: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
-    """Logs the report, writes demo.csv and demo.png, and adds the report to the model card.
+def write_report(report: NameReport, log_history: Sequence[Mapping[str, Any]], output_dir: Path) -> str:
+    """Writes demo.csv and demo.png, and adds the report to the model card. Returns it in Markdown.
 
     Args:
         report: of [`report_names`].
@@ -140,7 +140,7 @@ def log_report(report: NameReport, log_history: Sequence[Mapping[str, Any]], out
     plot_report(report, log_history, output_dir / "demo.png")
     before = card.read_text(encoding="utf-8").rstrip()
     write_text(card, f"{before}\n\n## Names of held-out gene sets\n\n{text}\n\n![demo](demo.png)\n")
-    logger.info("\n%s\n\ndemo.csv, demo.png: %s", text, output_dir)
+    return text
 
 
 def report_markdown(report: NameReport) -> str:
@@ -151,7 +151,7 @@ def report_markdown(report: NameReport) -> str:
         "similarity": 3,
         "percentile": 1,
         "nll": 2,
-        "better": 1,
+        "gain": 1,
         "standard_error": 1,
     }
     table = report.table.reset_index()

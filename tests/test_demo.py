@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from bft_trl.demo import AFTER, BEFORE, Named, log_report, report_names
+from bft_trl.demo import AFTER, BEFORE, Named, report_names, write_report
 from bft_trl.evaluation.names import Scorer
 
 SETS = Dataset.from_dict(
@@ -48,7 +48,7 @@ def test_report_by_hand(report):
     assert table["different"][[BEFORE, AFTER]].tolist() == [1, 3]
     assert table["nll"][[BEFORE, AFTER]].tolist() == [4.0, 2.0]
     # The differences are 200/3, 100/3 and 100/3: mean 400/9, squared deviations (200/9)^2, (100/9)^2 twice.
-    assert table.loc[BEFORE, "better"] == pytest.approx(400 / 9)
+    assert table.loc[BEFORE, "gain"] == pytest.approx(400 / 9)
     deviations = (200 / 9) ** 2 + 2 * (100 / 9) ** 2
     assert table.loc[BEFORE, "standard_error"] == pytest.approx((deviations / 2) ** 0.5 / 3**0.5)
     assert report.examples.loc[0].tolist() == ["x", "(no name)", "near x"]
@@ -57,8 +57,9 @@ def test_report_by_hand(report):
 def test_report_is_added_to_the_card(report, tmp_path):
     """ROUGE-1 of "near x" against "x" is 2/3 (precision 1/2, recall 1), then 1 and 0: 0.556."""
     (tmp_path / "README.md").write_text("# Card\n")
-    log_report(report, [{"step": 0, "eval_nll": 4.0}, {"step": 5, "nll": 3.0}], tmp_path)
+    text = write_report(report, [{"step": 0, "eval_nll": 4.0}, {"step": 5, "nll": 3.0}], tmp_path)
     card = (tmp_path / "README.md").read_text()
+    assert text in card
     assert card.startswith("# Card\n\n## Names of held-out gene sets")
     assert "| after training | 1.00 | 0.556 | 0.167 | 66.7 | 3 | 2.00 |" in card
     assert pd.read_csv(tmp_path / "demo.csv")["system"].tolist() == report.table.index.tolist()

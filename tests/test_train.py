@@ -109,6 +109,7 @@ def test_shipped_gene_sets_are_the_default_data(model_folder, tmp_path, caplog, 
     assert systems[:2] == ["before training", "after training"]
     assert systems[-1] == "GeneAgent, recorded"
     assert "| after training |" in (out / "README.md").read_text()
+    assert "| after training |" in caplog.text
     metrics = pd.read_csv(out / "metrics.csv")
     assert metrics.loc[metrics["nll"].notna(), "step"].tolist() == [3]
 
@@ -301,7 +302,9 @@ def test_example_trains_and_resumes(model_folder, tmp_path, monkeypatch, capsys)
     settings = "--load_in_4bit False --max_steps 2 --eval_strategy steps --eval_steps 2 --save_steps 2"
     arguments = ["--model_name_or_path", model_folder, "--output_dir", out, *settings.split(), "--eval_on_start", "1"]
     example(monkeypatch, *arguments)
-    assert f"Adapter and model card: {out}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"Adapter and model card: {out}" in shown
+    assert "| after training |" in shown
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
     card = (out / "README.md").read_text()
     assert f"base_model: {HUB_ID}" in card
