@@ -199,7 +199,7 @@ def test_train_and_eval_rows(tmp_path):
     train, test = load_train_and_eval(str(data), eval_samples=9)
     assert (len(train), test) == (9, None)
     train, test = load_train_and_eval(None, eval_samples=5)
-    assert (len(train), len(test)) == (1200, 5)
+    assert (len(train), len(test)) == (615, 5)
     with pytest.raises(ValueError, match="`eval_samples=0` must be 1 or more"):
         load_train_and_eval(None, eval_samples=0)
 
