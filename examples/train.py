@@ -1,4 +1,4 @@
-"""Fine-tune SmolLM2-135M-Instruct with BFT and LoRA on the gene sets of bft_trl: about ten minutes on two CPU cores.
+"""Fine-tune SmolLM2-135M-Instruct with BFT and LoRA on the gene sets of bft_trl: about seven minutes on two CPU cores.
 
     accelerate launch examples/train.py
 

@@ -21,9 +21,9 @@ from bft_trl.models import read_run
 from bft_trl.prompts import gene_set_prompt
 
 ROOT = Path(__file__).parents[1]
-GROUPS = "bft_medical,bft_medical_gen,bft_medxpertqa,bft_medxpertqa_gen,bft_gene_sets"
+GROUPS = "bft_medical,bft_medical_gen,bft_medxpertqa,bft_medxpertqa_gen,bft_gene_sets,bft_gene_sets_described"
 MEDICAL = ["bft_medqa", "bft_medmcqa", "bft_pubmedqa", "bft_mmlu_medical"]
-GENE_SETS = ["bft_gene_sets_go", "bft_gene_sets_nest", "bft_gene_sets_msigdb"]
+GENE_SETS = [f"bft_gene_sets_{form}{name}" for form in ("", "described_") for name in ("go", "nest", "msigdb")]
 CHOICE = [*MEDICAL, "bft_medxpertqa"]
 TASKS = [*CHOICE, *(f"{name}_gen" for name in CHOICE), *GENE_SETS]
 
@@ -64,6 +64,7 @@ def write_data(folder):
             for i in range(2)
         ]
     tables["go_background_terms"] = [{"id": str(i), "name": name} for i, name in enumerate(("dna", "cell", "cycle"))]
+    tables["gene_names"] = [{"symbol": "TP53", "name": "tumor protein p53"}]
     for name, rows in tables.items():
         pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet")
     return folder
@@ -159,6 +160,8 @@ def test_all_groups_run_from_the_repository(world, tmp_path):
     assert f"<bos>user:Which sign 1?\n\n{signs}\nWrite" in prompts["bft_medxpertqa", 1]
     reasoned = prompts["bft_medqa_gen", 0]
     assert 'A. cause 0\nB. cause 1\nC. cause 2\nD. cause 3\n\nThink step by step, then write "Answer:' in reasoned
+    described = "and nothing else.\n\nGenes:\nTP53: tumor protein p53\nATM<eos><bos>assistant:"
+    assert prompts["bft_gene_sets_described_go", 1].endswith(described)
     assert prompts["bft_gene_sets_go", 0].endswith(f"<bos>user:{gene_set_prompt(['TP53'])}<eos><bos>assistant:")
 
 

@@ -26,7 +26,7 @@ RECIPE = {
 }
 # Without `dataset_name`: the gene sets of the package. A window of 256 never acts on answers of about 9 tokens.
 GENE_SETS = {"group_size": 4, "max_length": 512}
-# Without `model_name_or_path` as well: chosen by experiment, see docs/demo.md; about ten minutes on two cores.
+# Without `model_name_or_path` as well: chosen by experiment, see docs/demo.md; about seven minutes on two cores.
 DEMO = {
     "learning_rate": 1e-3,
     "token_weight_power": 0.5,

@@ -37,15 +37,16 @@ def load_evaluation_sets(name: str, *, data_dir: str | Path | None = None) -> pd
 
 
 def load_gene_names(data_dir: str | Path | None) -> dict[str, str]:
-    """Returns the full name of each gene by symbol, from `gene_names.parquet` (symbol, name) in `data_dir`.
+    """Returns the full name of each gene by symbol, from `gene_names.parquet` or `.tsv` (symbol, name) in `data_dir`.
 
-    Empty without `data_dir` or without the file.
+    HGNC's complete set has these columns. Empty without `data_dir` or without the file.
     """
-    path = Path(data_dir or ".") / "gene_names.parquet"
-    if data_dir is None or not path.is_file():
+    paths = [] if data_dir is None else [Path(data_dir) / f"gene_names{suffix}" for suffix in (".parquet", ".tsv")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         return {}
     table = read_table(path, ["symbol", "name"]).dropna(subset=["symbol", "name"])
-    return dict(zip(table["symbol"], table["name"], strict=True))
+    return dict(zip(table["symbol"].astype(str), table["name"].astype(str), strict=True))
 
 
 def load_background(path: str | Path | None = None, *, data_dir: str | Path | None = None) -> list[str]:

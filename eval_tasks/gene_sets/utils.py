@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 
-from bft_trl.data.evaluation_sets import load_evaluation_sets
+from bft_trl.data.evaluation_sets import load_evaluation_sets, load_gene_names
 from bft_trl.evaluation.names import load_scorer, proposed_name, score_names
 from bft_trl.models import MEDCPT
 from bft_trl.prompts import gene_set_prompt, parse_process
@@ -29,6 +29,30 @@ def nest(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
 
 def msigdb(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
     return _load("msigdb", data_dir)
+
+
+def _load_described(name: str, data_dir: str | None) -> DatasetDict:
+    names = load_gene_names(data_dir)
+    if not names:
+        raise FileNotFoundError(f"`data_dir={data_dir!r}` has no gene_names.parquet or .tsv with symbol and name.")
+    genes = _load(name, data_dir)["test"]
+    return DatasetDict(test=genes.map(lambda doc: {"gene_names": [names.get(gene) for gene in doc["genes"]]}))
+
+
+def described_go(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
+    return _load_described("go", data_dir)
+
+
+def described_nest(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
+    return _load_described("nest", data_dir)
+
+
+def described_msigdb(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
+    return _load_described("msigdb", data_dir)
+
+
+def described_prompt(doc: dict[str, Any]) -> str:
+    return gene_set_prompt(doc["genes"], analysis=False, full_names=doc["gene_names"])
 
 
 def prompt(doc: dict[str, Any]) -> str:
