@@ -137,7 +137,6 @@ def test_only_what_changed_is_evaluated_again(world, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--forgetting_tasks", "known_generall"], "lm-eval knows no 'known_generall'"),
         (["--forgetting_tasks", " , "], "`tasks` is empty"),
         (["--forgetting_tasks", "known_general", "--base-only"], "it needs `adapter`, not `base_only`"),
         (["--forgetting_tasks", "bft_medqa", "--data_dir", "/nowhere"], "`forgetting_tasks`: bft_medqa: "),

@@ -151,7 +151,7 @@ def test_supervised_tokens_as_in_training(run):
 
 def test_folders_without_log_or_tokenizer(run, tmp_path):
     data = Dataset.from_list(ROWS)
-    with pytest.raises(FileNotFoundError, match=r"has no sample log in _samples/. Train with .*log_samples=True"):
+    with pytest.raises(FileNotFoundError, match=r"has no sample log in _samples/. Train with `--log_samples True`"):
         hard_samples(tmp_path / "absent", data, tmp_path / "out")
     write(tmp_path, log())
     with pytest.raises(FileNotFoundError, match="has no tokenizer"):

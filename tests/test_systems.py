@@ -284,6 +284,5 @@ def test_empty_answers_score_zero(data, caplog):
 
 
 def test_bad_tasks(data, capsys):
-    for task, words in {"bft_medqa": "is not one task with its data", "bft_nothing": "lm-eval knows no"}.items():
-        assert score(data, "id,label\nm0,A\n", "--task", task) == 2
-        assert words in capsys.readouterr().err
+    assert score(data, "id,label\nm0,A\n", "--task", "bft_medqa") == 2
+    assert "is not one task with its data" in capsys.readouterr().err

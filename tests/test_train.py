@@ -202,9 +202,10 @@ def test_one_process_trains_in_a_folder(model_folder, tmp_path, capsys):
 
 
 def test_interrupt_leaves_a_usable_checkpoint(model_folder, tmp_path, caplog):
-    out = tmp_path / "out"
+    out, data = tmp_path / "out", tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in sample_rows(8)))
     arguments = ["--model_name_or_path", model_folder, "--output_dir", out, "--load_in_4bit", "False", *SMALL.split()]
-    arguments += ["--eval_strategy", "no", "--save_steps", 100_000, "--max_steps", 100_000]
+    arguments += ["--dataset_name", data, "--eval_strategy", "no", "--save_steps", 100_000, "--max_steps", 100_000]
     with (tmp_path / "log").open("w+") as log:
         command = [*COMMAND, *map(str, arguments)]
         process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -158,8 +158,6 @@ def test_packed_equals_unpacked(attention, version, tmp_path):
 
 PEERS = [
     {"loss_type": "bft", "token_weight_power": 0.5, "anchor_coef": 0.5},
-    {"loss_type": "nll", "anchor_coef": 0.5},
-    {"loss_type": "dft", "token_weight_power": 0.5},
     {"loss_type": "eaft", "anchor_coef": 0.5},
 ]
 
