@@ -104,8 +104,8 @@ def results_of(out):
     return json.loads(file.read_text())
 
 
-def check_results(results, *, encoder=True):
-    for task in TASKS:
+def check_results(results, tasks=TASKS, *, encoder=True):
+    for task in tasks:
         found = {
             key.split(",")[0] for key in results["results"][task] if key.endswith(",none") and "stderr" not in key
         }
@@ -165,26 +165,27 @@ def test_all_groups_run_from_the_repository(world, tmp_path):
     assert prompts["bft_gene_sets_go", 0].endswith(f"<bos>user:{gene_set_prompt(['TP53'])}<eos><bos>assistant:")
 
 
-def test_plain_lm_eval_runs_all_tasks_and_is_compared(world, tmp_path):
+def test_plain_lm_eval_runs_our_tasks_and_is_compared(world, tmp_path):
     """As a leaderboard would: one call, an unquantized base with peft=, no encoder. The scores are those of ours."""
+    tasks = [*MEDICAL, "bft_medqa_gen", "bft_gene_sets_go"]
     metadata = {"data_dir": str(world / "data"), "encoder": "none"}
     command = [
         *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "4"),
         *("--model_args", f"pretrained={world / 'base'},peft={world / 'adapter'},tokenizer={world / 'adapter'}"),
-        *("--tasks", ",".join(TASKS), "--include_path", str(ROOT / "eval_tasks"), "--gen_kwargs", "max_gen_toks=8"),
+        *("--tasks", ",".join(tasks), "--include_path", str(ROOT / "eval_tasks"), "--gen_kwargs", "max_gen_toks=8"),
         *("--metadata", json.dumps(metadata), "--apply_chat_template"),
         *("--log_samples", "--output_path", str(tmp_path / "plain")),
     ]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    check_results(results_of(tmp_path / "plain"), encoder=False)
+    check_results(results_of(tmp_path / "plain"), tasks, encoder=False)
     assert "similarity and percentile are left out" in done.stderr
-    assert main(eval_command(world, tmp_path / "ours", "--encoder", "none", tasks=",".join(TASKS))) == 0
+    assert main(eval_command(world, tmp_path / "ours", "--encoder", "none", tasks=",".join(tasks))) == 0
     runs = [str(tmp_path / "ours"), str(tmp_path / "plain"), "--baseline", "plain", "--resamples", "99"]
     assert main(["compare", *runs, "--output_dir", str(tmp_path / "out")]) == 0
     rows = json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]
     assert {(row["task"], row["metric"]) for row in rows} == {
-        (task, metric) for task in TASKS for metric in expected_metrics(task, encoder=False)
+        (task, metric) for task in tasks for metric in expected_metrics(task, encoder=False)
     }
     assert all(row["difference"] == 0 for row in rows)
 
