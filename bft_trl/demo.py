@@ -58,8 +58,8 @@ def demo_scorer() -> Scorer:
 
 
 @torch.no_grad()
-def answer_prompts(trainer: Any, prompts: Sequence[Any], *, max_new_tokens: int = 40) -> list[str]:
-    """Returns greedy answers to prompts, conversations or texts, generated in one batch.
+def answer_prompts(trainer: Any, prompts: Sequence[Any]) -> list[str]:
+    """Returns greedy answers of up to 40 tokens to prompts, conversations or texts, generated in one batch.
 
     Empty with FSDP and DeepSpeed: a sharded model generates on all ranks or not at all.
     """
@@ -72,7 +72,7 @@ def answer_prompts(trainer: Any, prompts: Sequence[Any], *, max_new_tokens: int 
     batch, training = batch.to(model.device), model.training
     model.eval()
     # SFTTrainer sets `use_cache=False` in the configuration where it checkpoints activations.
-    output = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True)
+    output = model.generate(**batch, max_new_tokens=40, do_sample=False, use_cache=True)
     model.train(training)
     return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -127,7 +127,7 @@ def _geneagent(names: Sequence[str], genes: Sequence[Sequence[str]]) -> list[str
     return [recorded_name(recorded.get(key)) for key in keys]
 
 
-def write_report(report: NameReport, log_history: Sequence[Mapping[str, Any]], output_dir: Path) -> str:
+def write_names(report: NameReport, log_history: Sequence[Mapping[str, Any]], output_dir: Path) -> str:
     """Writes demo.csv and demo.png, and adds the report to the model card. Returns it in Markdown.
 
     Args:

@@ -20,8 +20,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from bft_trl.comparison.curves import history_table, plot_history
 from bft_trl.config import BFTConfig
 from bft_trl.data.gene_sets import load_gene_sets
-from bft_trl.demo import answer_prompts, name_gene_sets, report_names
-from bft_trl.demo import write_report as write_name_report
+from bft_trl.demo import answer_prompts, name_gene_sets, report_names, write_names
 from bft_trl.io import checkpoints, lock, read_json_object, write_text
 from bft_trl.models import HUB_ID, INSTALL, demo_model
 from bft_trl.prompts import parse_process
@@ -148,7 +147,7 @@ def train(
             write_report(trainer, summarize(trainer, source, dataset_name, seconds, answers))
             if named[-1].answers:
                 report, folder = report_names(test, *named), Path(args.output_dir)
-                logger.info("\n%s", write_name_report(report, trainer.state.log_history, folder))
+                logger.info("\n%s", write_names(report, trainer.state.log_history, folder))
     return interrupt.interrupted
 
 

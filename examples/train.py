@@ -22,7 +22,7 @@ from datasets import load_dataset
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from bft_trl import BFTConfig, BFTTrainer, demo_model, load_gene_sets
-from bft_trl.demo import name_gene_sets, report_names, write_report
+from bft_trl.demo import name_gene_sets, report_names, write_names
 from bft_trl.runs import check_run, remove_checkpoints, use_cpu_well
 
 CUDA = torch.cuda.is_available()
@@ -99,7 +99,7 @@ def main() -> None:
     if trainer.is_world_process_zero():
         if after.answers:
             report, folder = report_names(test, before, after), Path(training_args.output_dir)
-            print(write_report(report, trainer.state.log_history, folder))
+            print(write_names(report, trainer.state.log_history, folder))
         print(f"Adapter and model card: {training_args.output_dir}")
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from bft_trl.demo import AFTER, BEFORE, Named, report_names, write_report
+from bft_trl.demo import AFTER, BEFORE, Named, report_names, write_names
 from bft_trl.evaluation.names import Scorer
 
 SETS = Dataset.from_dict(
@@ -57,7 +57,7 @@ def test_report_by_hand(report):
 def test_report_is_added_to_the_card(report, tmp_path):
     """ROUGE-1 of "near x" against "x" is 2/3 (precision 1/2, recall 1), then 1 and 0: 0.556."""
     (tmp_path / "README.md").write_text("# Card\n")
-    text = write_report(report, [{"step": 0, "eval_nll": 4.0}, {"step": 5, "nll": 3.0}], tmp_path)
+    text = write_names(report, [{"step": 0, "eval_nll": 4.0}, {"step": 5, "nll": 3.0}], tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert text in card
     assert card.startswith("# Card\n\n## Names of held-out gene sets")

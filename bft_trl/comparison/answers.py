@@ -1,5 +1,6 @@
 """The documents of a comparison for its page: reference, and the answer and the scores of each run."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,6 @@ import pandas as pd
 
 from bft_trl.comparison.runs import Run
 from bft_trl.evaluation.names import recorded_name
-from bft_trl.evaluation.scores import parts_of
 from bft_trl.prompts import parse_choice
 
 _LONGEST = 160
@@ -22,9 +22,8 @@ def document_tables(base: Run, others: Sequence[Run], tasks: Sequence[str]) -> l
     """
     tables = []
     for task in tasks:
-        runs = [run for run in (base, *others) if task in run.tasks]
         metrics = [metric for of, metric in base.scores if of == task]
-        runs = [run for run in runs if task in run.answers.index.get_level_values("task")]
+        runs = [run for run in (base, *others) if task in run.answers.index.get_level_values("task")]
         if base not in runs or len(runs) < 2:
             continue
         lower = [
@@ -35,7 +34,7 @@ def document_tables(base: Run, others: Sequence[Run], tasks: Sequence[str]) -> l
         scores = {metric: [_scores(run, task, metric, units) for run in runs] for metric in metrics}
         documents = []
         for place, unit in enumerate(units):
-            parts = _parts(texts[0]["document"].iloc[place])
+            parts = json.loads(texts[0]["document"].iloc[place] or "{}")
             documents.append(
                 {
                     "id": str(unit),
@@ -62,10 +61,6 @@ def _seeds(run: Run) -> str:
     """A note for runs of several seeds, whose scores are means."""
     n_seeds = max(table.shape[1] for table in run.scores.values())
     return f" (mean of {n_seeds} seeds, answer of the first)" if n_seeds > 1 else ""
-
-
-def _parts(document: str | None) -> Mapping[str, Any]:
-    return parts_of(document) if isinstance(document, str) else {}
 
 
 def _shown(answer: Any, parts: Mapping[str, Any]) -> str | None:

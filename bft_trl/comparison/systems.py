@@ -1,5 +1,6 @@
 """Recorded systems as runs: their answers to the documents of evaluated runs, scored as the runs are."""
 
+import json
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -9,7 +10,6 @@ import pandas as pd
 from bft_trl.comparison.runs import Run
 from bft_trl.evaluation.names import Scorer, load_scorer
 from bft_trl.evaluation.recorded import recorded_systems, score_answers
-from bft_trl.evaluation.scores import parts_of
 
 RECORDED_KIND = "recorded"
 
@@ -41,7 +41,7 @@ def recorded_runs(systems: Sequence[str], runs: Sequence[Run]) -> list[Run]:
         if not found:
             continue
         everything = pd.concat(found.values(), keys=found)
-        parts = [parts_of(text) for text in everything["document"]]
+        parts = [json.loads(text) for text in everything["document"]]
         scorer = _scorer(str(task), runs) if "genes" in parts[0] else None
         settings[str(task)] = {} if scorer is None else scorer.settings
         # Together, so that every text is encoded once.
@@ -94,8 +94,8 @@ def _scorer(task: str, runs: Sequence[Run]) -> Scorer:
         background = inputs.get("background") if settings.get("background_fingerprint") else "none"
         options = {name: inputs.get(name) for name in ("data_dir", "ontology")}
         scorer = load_scorer(str(inputs["encoder"]), background, **options)
-    if any(scorer.settings[key] != settings.get(key) for key in scorer.settings):
-        changed = [key for key in scorer.settings if scorer.settings[key] != settings.get(key)]
+    changed = [key for key, value in scorer.settings.items() if value != settings.get(key)]
+    if changed:
         raise ValueError(
             f"`with`: '{run.name}' was scored with another {', '.join(changed)} than there is now. Evaluate it again, "
             "with `--overwrite_output_dir`."

@@ -29,7 +29,7 @@ def load_gene_sets(split: str = "train", *, described: bool = False, max_genes: 
 
     Args:
         split: "train" (1,200 sets), "eval" (150 sets) or, with `described` only, "test": 100 of GeneAgent's GO sets
-            of 3 to 9 genes, which the others do not give away.
+            of 3 to 9 genes, which do not leak into the others.
         described: prompts with the full names of the genes and answers with the name of the process alone, instead of
             symbols and an analysis.
         max_genes: leave larger sets out.

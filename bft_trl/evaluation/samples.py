@@ -182,8 +182,7 @@ def _settings(task: str, results: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree between runs that are compared."""
     config = results["configs"][task]
     metadata = config.get("metadata") or {}
-    keys = (*Scorer().settings, *(["ontology_fingerprint"] if "ontology_fingerprint" in metadata else []))
-    named = {key: metadata.get(key) for key in keys} if "scorer_version" in metadata else {}
+    named = {key: value for key, value in metadata.items() if key == "scorer_version" or key.endswith("_fingerprint")}
     return {
         "lm_eval_version": results["lm_eval_version"],
         "version": results["versions"].get(task),

@@ -99,11 +99,6 @@ def document_parts(document: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def parts_of(text: str) -> dict[str, Any]:
-    """Returns the parts of a document from the column "document" of the answers."""
-    return json.loads(text)
-
-
 def document_key(parts: Mapping[str, Any]) -> str:
     """Returns a hash of what a document asks: name and genes in any order, or question and options.
 

@@ -14,41 +14,14 @@ from bft_trl.prompts import gene_set_prompt, parse_process
 logger = logging.getLogger(__name__)
 
 
-def _load(name: str, data_dir: str | None) -> DatasetDict:
-    sets = load_evaluation_sets(name, data_dir=data_dir)
-    return DatasetDict(test=Dataset.from_pandas(sets[["id", "name", "genes", "source"]], preserve_index=False))
-
-
-def go(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
-    return _load("go", data_dir)
-
-
-def nest(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
-    return _load("nest", data_dir)
-
-
-def msigdb(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
-    return _load("msigdb", data_dir)
-
-
-def _load_described(name: str, data_dir: str | None) -> DatasetDict:
-    names = load_gene_names(data_dir)
-    if not names:
-        raise FileNotFoundError(f"`data_dir={data_dir!r}` has no gene_names.parquet or .tsv with symbol and name.")
-    genes = _load(name, data_dir)["test"]
-    return DatasetDict(test=genes.map(lambda doc: {"gene_names": [names.get(gene) for gene in doc["genes"]]}))
-
-
-def described_go(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
-    return _load_described("go", data_dir)
-
-
-def described_nest(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
-    return _load_described("nest", data_dir)
-
-
-def described_msigdb(data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
-    return _load_described("msigdb", data_dir)
+def load(source: str, described: bool = False, data_dir: str | None = None, **kwargs: Any) -> DatasetDict:
+    sets = load_evaluation_sets(source, data_dir=data_dir)[["id", "name", "genes", "source"]]
+    if described:
+        names = load_gene_names(data_dir)
+        if not names:
+            raise FileNotFoundError(f"`data_dir={data_dir!r}` has no gene_names.parquet or .tsv with symbol and name.")
+        sets["gene_names"] = [[names.get(gene) for gene in genes] for genes in sets["genes"]]
+    return DatasetDict(test=Dataset.from_pandas(sets, preserve_index=False))
 
 
 def described_prompt(doc: dict[str, Any]) -> str:
