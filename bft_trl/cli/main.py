@@ -11,11 +11,19 @@ from bft_trl.cli.biology import add_biology_commands
 from bft_trl.cli.data import add_data_commands
 from bft_trl.cli.evaluation import add_evaluation_commands
 from bft_trl.cli.inspection import add_inspection_commands
+from bft_trl.cli.study import add_study_command
 from bft_trl.cli.train import add_train_command, reject
 from bft_trl.io import lock
 
 # The extra of pyproject.toml that the commands of a module need.
-EXTRAS = {"train": "examples", "data": "data", "inspection": "eval", "evaluation": "eval", "biology": "bio"}
+EXTRAS = {
+    "train": "examples",
+    "data": "data",
+    "inspection": "eval",
+    "evaluation": "eval",
+    "study": "eval",
+    "biology": "bio",
+}
 # Their warnings need no action: missing optional kernels, and how lm-eval is called by us.
 QUIET = (
     *("bitsandbytes.backends", "torchao", "transformers.integrations"),
@@ -73,5 +81,6 @@ def _parser() -> argparse.ArgumentParser:
     add_data_commands(commands)
     add_inspection_commands(commands)
     add_evaluation_commands(commands)
+    add_study_command(commands)
     add_biology_commands(commands)
     return parser

@@ -53,9 +53,24 @@ def compare(
     if common_documents:
         base, others, references = _common(base, others, references)
     _check_comparable(base, others)
+    result = compare_loaded(base, others, references, not_compared, seed=seed, n_resamples=n_resamples)
+    _write(result, document_tables(base, others, list(result["tasks"])), output_dir)
+    return result
+
+
+def compare_loaded(
+    base: Run,
+    others: Sequence[Run],
+    references: Sequence[Run],
+    not_compared: dict[str, list[str]],
+    *,
+    seed: int = 0,
+    n_resamples: int = 9999,
+) -> dict[str, Any]:
+    """Returns what [`compare`] writes to comparison.json, of runs that are comparable."""
     rows = _rows(base, others, np.random.default_rng(seed), n_resamples, not_compared)
     sizes = {row["task"]: row["n"] for row in rows}
-    result = {
+    return {
         "format": 3,
         "baseline": base.name,
         "runs": [run.name for run in others],
@@ -67,8 +82,6 @@ def compare(
         "rows": rows,
         "reference_rows": _reference_rows(rows, base, references),
     }
-    _write(result, document_tables(base, others, list(sizes)), output_dir)
-    return result
 
 
 def _load_all(specs: Sequence[str], baseline: str, systems: Sequence[str]) -> tuple[Run, list[Run], list[Run]]:

@@ -33,17 +33,26 @@ _TEXTS = {
 }
 
 
-def html_page(result: Mapping[str, Any], svg: str, *, documents: Sequence[Mapping[str, Any]] = ()) -> str:
+def html_page(
+    result: Mapping[str, Any],
+    svg: str,
+    *,
+    documents: Sequence[Mapping[str, Any]] = (),
+    template: str = "comparison.html.j2",
+    map_svg: str = "",
+) -> str:
     """Returns the comparison as HTML with its plot inside. Every text from names, tasks and data is escaped.
 
     Args:
         result: the comparison.
         svg: the forest plot; "" if there is none.
         documents: tables of documents and answers, see [`document_tables`].
+        template: of this page, or of one that extends it.
+        map_svg: the regime map of a study.
     """
-    template = environment().get_template("comparison.html.j2")
-    script = script_of("documents.js") if documents else {}
-    return template.render(_context(result), plot=inline_svg(svg), document_tables=documents, **script)
+    context = _context(result) | (script_of("documents.js") if documents else {})
+    context |= {"plot": inline_svg(svg), "map_plot": inline_svg(map_svg), "document_tables": documents}
+    return environment().get_template(template).render(context)
 
 
 def _context(result: Mapping[str, Any]) -> dict[str, Any]:

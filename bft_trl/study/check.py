@@ -1,0 +1,116 @@
+"""Everything about a study that can be wrong, found before anything trains."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bft_trl.evaluation.runner import load_tasks
+from bft_trl.io import check_folder
+from bft_trl.models import Run, demo_model, load_tokenizer
+from bft_trl.study.inputs import Inputs, find_leaks, prepare
+from bft_trl.study.plan import Study
+from bft_trl.study.steps import Steps
+
+logger = logging.getLogger(__name__)
+
+
+def check_study(study: Study, output_dir: Path, *, allow_leaks: bool = False) -> Steps:
+    """Writes the data of a study to `output_dir`/data and returns its steps.
+
+    Args:
+        study: of [`read_study`].
+        output_dir: folder of the study.
+        allow_leaks: continue although evaluation documents are in the training data.
+
+    Raises ValueError with all problems: data and tasks that cannot be loaded, leaks, base models that cannot be
+    loaded, and too little disk.
+    """
+    check_folder(output_dir)
+    problems: list[str] = []
+    if len(study.seeds) == 1:
+        logger.warning("One seed: the intervals will not include the variance over training runs.")
+    inputs = {name: _prepared(name, entry, output_dir, problems) for name, entry in study.data.items()}
+    found = {name: given for name, given in inputs.items() if given is not None}
+    for name, given in found.items():
+        problems += _task_problems(name, given, study.eval_options(name))
+        leaks = find_leaks(given)
+        if len(leaks) and not allow_leaks:
+            examples = ", ".join(dict.fromkeys(f"{row.against} ({row.reason})" for row in leaks.itertuples()))
+            problems.append(
+                f"`data: {name}`: {len(leaks)} leaks into {examples}; see `bft-trl data check`, or --allow_leaks"
+            )
+    bases = {name: str(entry.get("model_name_or_path") or demo_model().path) for name, entry in study.models.items()}
+    sizes = {name: _adapter_bytes(name, base, study.models[name], problems) for name, base in bases.items()}
+    if not problems:
+        steps = Steps(study, found, bases, output_dir)
+        problems += _disk_problems(steps, sizes)
+    if problems:
+        raise ValueError(f"The study has {len(problems)} problems:\n  " + "\n  ".join(problems))
+    return steps
+
+
+def _prepared(name: str, entry: Mapping[str, Any], output_dir: Path, problems: list[str]) -> Inputs | None:
+    try:
+        return prepare(name, entry, output_dir / "data" / name.replace("/", "_"))
+    except (ValueError, OSError) as error:
+        problems.append(f"`data: {name}`: {error}")
+        return None
+
+
+def _task_problems(name: str, inputs: Inputs, options: Mapping[str, Any]) -> list[str]:
+    """Tasks that do not exist, and those without documents to choose on or to report on."""
+    problems = []
+    for part, folder in (("validation", inputs.validation_dir), ("test", inputs.test_dir)):
+        # Without an encoder the scorer loads nothing.
+        metadata = {"data_dir": str(folder), "encoder": "none"}
+        try:
+            _, loaded, left_out = load_tasks(
+                inputs.tasks.split(","), metadata=metadata, include_path=options.get("include_path")
+            )
+        except (ValueError, OSError) as error:
+            problems.append(f"`data: {name}`: {error}")
+            continue
+        if not loaded or (left_out and part == "test"):
+            problems.append(f"`data: {name}` has no {part} documents: {'; '.join(left_out.values())}")
+    return problems
+
+
+def _adapter_bytes(name: str, base: str, options: Mapping[str, Any], problems: list[str]) -> int:
+    """Size of an adapter with its last checkpoint, about; 0 if the base model cannot be loaded."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        load_tokenizer(Run(base))
+        config = AutoConfig.from_pretrained(base)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, OSError) as error:
+        problems.append(f"`models: {name}`: {str(error).splitlines()[0]}")
+        return 0
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    parameters = sum(module.in_features + module.out_features for module in linear) * options.get("lora_r", 16)
+    return 4 * parameters * 4  # adapter, its copy in the checkpoint and two moments of the optimizer, in float32
+
+
+def _disk_problems(steps: Steps, sizes: Mapping[str, int]) -> list[str]:
+    folder = next(path for path in (steps.output_dir, *steps.output_dir.absolute().parents) if path.exists())
+    free, needed = shutil.disk_usage(folder).free, disk_bytes(steps, sizes)
+    logger.info("Disk: about %.1f GB, %.1f GB are free.", needed / 1e9, free / 1e9)
+    if needed <= free:
+        return []
+    return [f"`output_dir={str(steps.output_dir)!r}` needs about {needed / 1e9:.1f} GB and has {free / 1e9:.1f} GB"]
+
+
+def disk_bytes(steps: Steps, sizes: Mapping[str, int]) -> int:
+    """Returns the most disk that the adapters need at a time: those of all seeds, and of one choice.
+
+    Args:
+        steps: of the study.
+        sizes: bytes of an adapter with its checkpoint by base model.
+    """
+    study = steps.study
+    kept = sum(sizes[model] * len(study.seeds) * len(objectives) for model, _, objectives in study.grid())
+    return kept + max(sizes.values()) * len(study.tuning(*next((m, d, o[0]) for m, d, o in study.grid())))

@@ -1,0 +1,187 @@
+"""Runs the steps of a study: several at a time, resumable, and a failure stops no other step."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm.auto import tqdm
+
+from bft_trl.io import last_complete_checkpoint, lock, write_text
+from bft_trl.study.records import Records
+from bft_trl.study.steps import Step, Steps, measured, shown
+
+logger = logging.getLogger(__name__)
+
+_RUN = "import sys; from bft_trl.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+class Running(NamedTuple):
+    """A process of a step."""
+
+    step: Step
+    slot: int
+    process: subprocess.Popen[bytes]
+    start: float
+
+
+def run_steps(steps: Steps, records: Records, *, jobs: int, keep_adapters: bool = False) -> None:
+    """Runs all steps that are not done, `jobs` at a time, and adds what they measure to the records.
+
+    Each process has one GPU, or one CPU and one thread. Training that was killed continues from its last checkpoint.
+    On an interrupt the processes are ended.
+    """
+    running: list[Running] = []
+    total = sum(steps.count().values())
+    done = sum(records.status(step.run, step.kind) == "done" for step in steps.known(records))
+    with tqdm(total=total, initial=done, desc="Study", unit="step") as progress:
+        try:
+            while True:
+                busy = {(found.step.run) for found in running}
+                ready = [step for step in steps.ready(records) if step.run not in busy]
+                slots = set(range(jobs)) - {found.slot for found in running}
+                running += [_start(s, slot, steps) for s, slot in zip(ready, sorted(slots), strict=False)]
+                if not running:
+                    return
+                _write_status(steps, running)
+                finished = _wait(running)
+                running = [found for found in running if found not in finished]
+                for found in finished:
+                    _finish(found, steps, records)
+                    progress.update()
+                if not keep_adapters:
+                    _delete_losers(steps, records, {found.step.run for found in running})
+        finally:
+            for found in running:
+                found.process.terminate()
+            for found in running:
+                found.process.wait()
+            _write_status(steps, [])
+
+
+def _start(step: Step, slot: int, steps: Steps) -> Running:
+    folder = steps.folder(step.run)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [*step.command]
+    output_dir = folder / step.kind
+    _wait_for_lock(output_dir)
+    if step.trial is not None and step.kind == "train":
+        import yaml
+
+        write_text(folder / "train.yaml", yaml.safe_dump(steps.train_config(step.trial), sort_keys=False))
+        flag = "--overwrite_output_dir"
+        with suppress(ValueError):
+            last_complete_checkpoint(output_dir)
+            flag = "--resume_from_checkpoint"
+        command += [flag, "True"]
+    environment, pin = _device(slot)
+    with (folder / f"{step.kind}.log").open("wb") as log:
+        log.write(f"{shown(step)}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            [sys.executable, "-c", _RUN, *command],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            preexec_fn=pin,
+        )
+    return Running(step, slot, process, time.monotonic())
+
+
+def _wait_for_lock(output_dir: Path) -> None:
+    """Waits for a process of the same study that was killed and left its step running."""
+    told = False
+    while True:
+        try:
+            with lock(output_dir):
+                return
+        except ValueError:
+            if not told:
+                logger.info("Waiting for a process that still writes to %s", output_dir)
+            told = True
+            time.sleep(1)
+
+
+def _device(slot: int) -> tuple[dict[str, str], Any]:
+    """Environment of a process, and what binds it to one CPU where there is no GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return {"CUDA_VISIBLE_DEVICES": f"{slot % torch.cuda.device_count()}"}, None
+    if not hasattr(os, "sched_setaffinity"):  # macOS and Windows
+        return {"OMP_NUM_THREADS": "1"}, None
+    cpus = sorted(os.sched_getaffinity(0))
+    cpu = cpus[slot % len(cpus)]
+    return {"OMP_NUM_THREADS": "1"}, lambda: os.sched_setaffinity(0, {cpu})
+
+
+def default_jobs() -> int:
+    """Returns the number of GPUs, else of CPUs."""
+    import torch
+
+    return torch.cuda.device_count() or len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0))
+
+
+def _wait(running: list[Running]) -> list[Running]:
+    while True:
+        finished = [found for found in running if found.process.poll() is not None]
+        if finished:
+            return finished
+        time.sleep(0.2)
+
+
+def _finish(found: Running, steps: Steps, records: Records) -> None:
+    step, folder = found.step, steps.folder(found.step.run)
+    seconds = {"seconds": round(time.monotonic() - found.start, 1)}
+    error = None
+    if found.process.returncode == 0:
+        try:
+            numbers, scores, answers = measured(step, folder)
+        except (OSError, ValueError, KeyError) as problem:
+            error = f"its results cannot be read: {problem}"
+    else:
+        lines = (folder / f"{step.kind}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        error = lines[-1][-200:] if lines else f"exit code {found.process.returncode}"
+    if error is None:
+        records.add(step.run, step.kind, seconds | numbers, scores, answers)
+        return
+    logger.warning("%s of %s failed: %s (%s)", step.kind, step.run, error, folder / f"{step.kind}.log")
+    records.add(step.run, step.kind, seconds | {"error": error}, status="failed")
+
+
+def _delete_losers(steps: Steps, records: Records, busy: set[str]) -> None:
+    for trial in steps.losers(records):
+        if trial.id not in busy:
+            shutil.rmtree(steps.folder(trial.id) / "train", ignore_errors=True)
+
+
+def _write_status(steps: Steps, running: list[Running]) -> None:
+    names = [{"run": found.step.run, "kind": found.step.kind} for found in running]
+    write_text(steps.output_dir / "running.json", json.dumps(names) + "\n")
+
+
+def time_left(steps: Steps, records: Records, *, jobs: int, rough: Mapping[str, float]) -> dict[str, Any]:
+    """Returns the number of steps by kind that are done, failed and left, and the seconds that are left.
+
+    Args:
+        steps, records: of the study.
+        jobs: number of processes at a time.
+        rough: estimated seconds of a step by kind, for kinds of which none is done.
+    """
+    counts, seconds = {}, 0.0
+    done = records.steps[records.steps["status"] == "done"]
+    known = {(step.run, step.kind) for step in steps.known(records)}
+    for kind, total in steps.count().items():
+        rows = done[(done["kind"] == kind) & done["run"].map(lambda run, kind=kind: (run, kind) in known).astype(bool)]
+        failed = int(((records.steps["kind"] == kind) & (records.steps["status"] == "failed")).sum())
+        mean = float(rows["seconds"].mean()) if len(rows) else rough[kind]
+        counts[kind] = {"all": total, "done": len(rows), "failed": failed, "seconds": mean}
+        seconds += mean * max(0, total - len(rows))
+    return {"kinds": counts, "seconds": seconds / jobs}
