@@ -35,10 +35,10 @@ def _study(args: argparse.Namespace) -> int:
     from bft_trl.io import lock
     from bft_trl.study.check import check_study
     from bft_trl.study.execution import default_jobs, run_steps
-    from bft_trl.study.plan import read_study
     from bft_trl.study.records import Records
     from bft_trl.study.report import write_report
     from bft_trl.study.status import log_plan, log_status
+    from bft_trl.study.study_file import read_study
 
     *command, file = args.words
     if command not in ([], ["status"]):

@@ -82,7 +82,7 @@ def _draw(
     axis.spines[["top", "right"]].set_visible(False)
     task, metric = panel
     axis.set_title(
-        f"{plain(task)}, {plain(metric)}\n(n = {rows[0]['n']}, baseline {rows[0]['baseline_score']:.3g})",
+        f"{plain(task, longest=72)}\n{plain(metric)} (n = {rows[0]['n']}, baseline {rows[0]['baseline_score']:.3g})",
         fontsize=9,
         loc="left",
     )

@@ -34,7 +34,7 @@ def check_study(study: Study, output_dir: Path, *, allow_leaks: bool = False) ->
     inputs = {name: _prepared(name, entry, output_dir, problems) for name, entry in study.data.items()}
     found = {name: given for name, given in inputs.items() if given is not None}
     for name, given in found.items():
-        problems += _task_problems(name, given, study.eval_options(name))
+        problems += _task_problems(name, given, study)
         leaks = find_leaks(given)
         if len(leaks) and not allow_leaks:
             examples = ", ".join(dict.fromkeys(f"{row.against} ({row.reason})" for row in leaks.itertuples()))
@@ -59,21 +59,27 @@ def _prepared(name: str, entry: Mapping[str, Any], output_dir: Path, problems: l
         return None
 
 
-def _task_problems(name: str, inputs: Inputs, options: Mapping[str, Any]) -> list[str]:
-    """Tasks that do not exist, and those without documents to choose on or to report on."""
+def _task_problems(name: str, inputs: Inputs, study: Study) -> list[str]:
+    """Tasks and metrics that do not exist, and data without documents to choose on or to report on."""
     problems = []
     for part, folder in (("validation", inputs.validation_dir), ("test", inputs.test_dir)):
-        # Without an encoder the scorer loads nothing.
-        metadata = {"data_dir": str(folder), "encoder": "none"}
+        metadata = {"data_dir": str(folder), "encoder": "none"}  # nothing is scored here
+        include_path = study.eval_options(name).get("include_path")
         try:
-            _, loaded, left_out = load_tasks(
-                inputs.tasks.split(","), metadata=metadata, include_path=options.get("include_path")
+            manager, loaded, left_out = load_tasks(
+                inputs.tasks.split(","), metadata=metadata, include_path=include_path
             )
         except (ValueError, OSError) as error:
             problems.append(f"`data: {name}`: {error}")
             continue
         if not loaded or (left_out and part == "test"):
             problems.append(f"`data: {name}` has no {part} documents: {'; '.join(left_out.values())}")
+            continue
+        tasks = manager.load(loaded)["tasks"].values()
+        known = {entry["metric"] for task in tasks for entry in task.config.metric_list or []}
+        missing = [metric for metric in study.metrics(name) if metric not in known]
+        if missing and part == "test":
+            problems.append(f"`data: {name}: metrics`: {missing} are not of its tasks, which have {sorted(known)}")
     return problems
 
 

@@ -51,7 +51,7 @@ def write_report(steps: Steps, records: Records, *, seed: int = 0, n_resamples: 
 
 def label(model: str, data: str, task: str) -> str:
     """Returns the name of a task on the page."""
-    return f"{model}, {data}: {task}"
+    return f"{data}, {model}: {task.removeprefix('bft_')}"
 
 
 def _done_trials(steps: Steps, records: Records) -> dict[tuple[str, str, str], list[Trial]]:

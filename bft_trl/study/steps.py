@@ -125,12 +125,8 @@ class Steps:
 
     def _eval(self, kind: str, name: str, data: Inputs, folder: Path, *model: Any) -> tuple[str, ...]:
         where = data.validation_dir if kind == "validation" else data.test_dir
-        options = {
-            "tasks": data.tasks,
-            "data_dir": where,
-            "output_dir": folder / kind,
-            **self.study.eval_options(name),
-        }
+        options = {"tasks": data.tasks, "data_dir": where, "output_dir": folder / kind, "encoder": wheel_encoder()}
+        options |= self.study.eval_options(name)
         words = [*model, *(word for key, value in options.items() for word in as_flag(key, value))]
         return ("eval", *map(str, words), "--allow_missing", "--overwrite_output_dir")
 
