@@ -21,6 +21,7 @@ ALLOWED = {
     "comparison": {"evaluation", *BASE},
     "inspection": {"comparison", "training", "weighting", "config", *BASE},
     "biology": {"comparison", "evaluation", *BASE},
+    "study": {"comparison", "evaluation", "config", *BASE},
     "demo": {"evaluation", *BASE},
     "runs": {"demo", "evaluation", "comparison", "trainer", "training", "config", *BASE},
 }

@@ -1,0 +1,358 @@
+"""`bft-trl study`: its file, the choice on validation documents, resumption, failures, and the result."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from bft_trl.cli.main import main
+from bft_trl.evaluation.scores import write_scores
+from bft_trl.io import write_files, write_text
+from bft_trl.study import execution
+from bft_trl.study.check import check_study
+from bft_trl.study.execution import run_steps, time_left
+from bft_trl.study.inputs import find_leaks, prepare
+from bft_trl.study.records import Records
+from bft_trl.study.report import write_report
+from bft_trl.study.steps import Steps, base_run
+from bft_trl.study.study_file import read_study
+
+STUDY = {
+    "models": {"tiny": {"model_name_or_path": "tiny"}},
+    "data": {"names": {"gene_sets": {"train_samples": 20, "validation_samples": 4, "test_samples": 4}}},
+    "objectives": {"SFT": {"loss_type": "nll"}, "BFT": {"loss_type": "bft"}},
+    "tune": {"learning_rate": [0.1, 0.2]},
+    "seeds": [1, 2],
+}
+
+
+class StandIn:
+    """Stands in for the process of a `bft-trl` command: writes what the command writes.
+
+    A score is 10 times the learning rate plus .01 times the seed, and .05 more for BFT; both documents differ by 1.
+    """
+
+    fails = staticmethod(lambda options: False)
+    trained: list[str] = []
+
+    def __init__(self, command, *, stdout, **options):
+        self.words = command[3:]
+        self.returncode = getattr(self, f"_{self.words[0]}")(stdout)
+
+    def poll(self):
+        return self.returncode
+
+    wait = terminate = poll
+
+    def _option(self, name):
+        return Path(self.words[self.words.index(f"--{name}") + 1])
+
+    def _train(self, log):
+        options = yaml.safe_load(self._option("config").read_text())
+        self.trained.append(options["output_dir"])
+        if self.fails(options):
+            log.write(b"error: out of memory\n")
+            return 2
+        folder = Path(options["output_dir"])
+        summary = {"eval_nll_after": 2.5, "seconds": 3.0, "peak_memory": {"host_gib": 1.5}, "steps": 7}
+        write_files(
+            {
+                folder / "options.json": json.dumps(options).encode(),
+                folder / "metrics.csv": b"step,num_tokens\n1,600\n",
+                folder / "summary.json": json.dumps(summary).encode(),
+            }
+        )
+        return 0
+
+    def _inspect(self, log):
+        metrics = {"token_confidence": 0.25, "nll": 3.0}
+        write_text(self._option("output_dir") / "report.json", json.dumps({"metrics": metrics}))
+        return 0
+
+    def _eval(self, log):
+        score, task, folder = 0.0, str(self._option("tasks")), self._option("output_dir")
+        if "--adapter" in self.words:
+            options = json.loads((self._option("adapter") / "options.json").read_text())
+            bft = options["loss_type"] == "bft"
+            score = 10 * options["learning_rate"] + 0.01 * options["seed"] + 0.05 * bft
+        units = pd.DataFrame({"unit": ["0", "1"], "task": task, "model": "/some/path"})
+        metrics = pd.DataFrame({"metric": ["similarity", "percentile", "rouge1"]})
+        scores = units.merge(metrics, how="cross").assign(seed=0)
+        scores["score"] = score + scores["unit"].astype(float)
+        document = json.dumps({"id": "0", "name": "x", "genes": ["A"]})
+        texts = units.assign(answer="Process: x", reference="x", document=document, key="", prompt="")
+        settings = {"tasks": {task: {"higher_is_better": {"similarity": True}}}, "models": {"/some/path": {}}}
+        write_scores(folder, scores, settings, answers=texts)
+        return 0
+
+
+def write_study(tmp_path: Path, **changes: object) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def steps(tmp_path, monkeypatch):
+    """A study whose commands are stand-ins."""
+    monkeypatch.setattr(execution.subprocess, "Popen", StandIn)
+    monkeypatch.setattr(StandIn, "trained", [])
+    study = read_study(write_study(tmp_path))
+    inputs = {name: prepare(name, entry, tmp_path / "out" / "data") for name, entry in study.data.items()}
+    return Steps(study, inputs, {"tiny": "tiny"}, tmp_path / "out")
+
+
+def test_grid_is_tuned_then_run_over_seeds(steps, tmp_path):
+    records = Records(steps.output_dir)
+    run_steps(steps, records, jobs=2)
+    chosen = steps.chosen(records, "tiny", "names", "SFT")
+    assert chosen.tuned == (("learning_rate", 0.2),)
+    # Two objectives at two rates with the first seed, and at the chosen rate with the second: the first is there.
+    assert len(StandIn.trained) == 6
+    assert steps.count() == {"train": 6, "validation": 4, "test": 5, "inspect": 1}
+    assert (records.steps["status"] == "done").all()
+    assert records.steps["kind"].value_counts().to_dict() == steps.count()
+    # No test document was scored at a rate that was not chosen.
+    loser = steps.study.trial("tiny", "names", "SFT", {"learning_rate": 0.1}, 1).id
+    assert set(records.scores[records.scores["run"] == loser]["part"]) == {"validation"}
+    assert not (steps.folder(loser) / "train").exists()
+    assert (steps.folder(chosen.id) / "train").exists()
+    # Nothing that is kept names a folder of this machine.
+    assert str(tmp_path) not in (steps.output_dir / "steps.csv").read_text()
+    assert "/some/path" not in records.scores.to_csv() + records.answers.to_csv()
+
+
+def test_report(steps):
+    records = Records(steps.output_dir)
+    run_steps(steps, records, jobs=2)
+    result = write_report(steps, records, n_resamples=99)
+    row = next(row for row in result["rows"] if row["metric"] == "similarity")
+    # The stand-in's scores: .5 for the mean of both documents, 2 for the rate, .015 for the mean of both seeds.
+    assert row["baseline_score"] == pytest.approx(2.515)
+    assert row["difference"] == pytest.approx(0.05)
+    assert row["n_seeds"] == row["baseline_n_seeds"] == 2
+    base, sft, bft = result["table"]
+    assert base["similarity"] == [0.5, None]
+    assert sft["chosen"] == {"learning_rate": 0.2}
+    assert sft["similarity"] == pytest.approx([2.515, 0.01 / np.sqrt(2)])
+    assert (bft["nll"], bft["train_seconds"], bft["memory_gib"], bft["tokens_per_second"]) == (2.5, 3.0, 1.5, 200)
+    point = result["map"][0]
+    assert (point["objective"], point["confidence"]) == ("BFT", 0.25)
+    assert point["difference"] == pytest.approx(0.05)
+    page = (steps.output_dir / "index.html").read_text()
+    assert "src=" not in page
+    assert "@import" not in page
+    assert {path.name for path in steps.output_dir.glob("*.*")} >= {
+        *("study.json", "study.csv", "forest.png", "forest.svg", "regime_map.png", "regime_map.svg", "steps.csv")
+    }
+
+
+def test_killed_study_continues(steps, tmp_path, monkeypatch):
+    records = Records(steps.output_dir)
+    add, count = Records.add, iter(range(100))
+
+    def add_or_die(self, *args, **options):
+        if next(count) == 5:
+            raise KeyboardInterrupt
+        add(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "add", add_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            run_steps(steps, records, jobs=1)
+    run_steps(steps, Records(steps.output_dir), jobs=1)
+    once = write_report(steps, Records(steps.output_dir), n_resamples=99)
+    assert len(StandIn.trained) in (6, 7)  # at most the step that was killed is repeated
+    other = Steps(steps.study, steps.inputs, steps.bases, tmp_path / "other")
+    run_steps(other, Records(other.output_dir), jobs=1)
+    assert write_report(other, Records(other.output_dir), n_resamples=99) == once
+
+
+def test_scores_without_adapters_are_enough_on_another_machine(steps, tmp_path):
+    records = Records(steps.output_dir)
+    run_steps(steps, records, jobs=2)
+    moved = Steps(steps.study, steps.inputs, steps.bases, tmp_path / "moved")
+    moved.output_dir.mkdir()
+    for name in ("steps.csv", "scores.parquet", "answers.parquet"):
+        (steps.output_dir / name).rename(moved.output_dir / name)
+    before = len(StandIn.trained)
+    again = Records(moved.output_dir)
+    assert moved.ready(again) == []
+    # Without its test scores a run is trained again, because its adapter is on the other machine.
+    run = steps.chosen(records, "tiny", "names", "SFT").id
+    again.steps = again.steps[(again.steps["run"] != run) | (again.steps["kind"] != "test")]
+    run_steps(moved, again, jobs=1)
+    assert len(StandIn.trained) == before + 1
+    assert again.status(run, "test") == "done"
+
+
+def test_failed_runs_are_reported_and_stop_no_other(steps, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(StandIn, "fails", lambda _, of: of["learning_rate"] == 0.2 and of["loss_type"] == "nll")
+    records = Records(steps.output_dir)
+    run_steps(steps, records, jobs=2)
+    failed = records.steps[records.steps["status"] == "failed"]
+    assert failed["error"].tolist() == ["error: out of memory"]
+    assert "out of memory" in caplog.text
+    # The other rate is chosen for SFT.
+    assert steps.chosen(records, "tiny", "names", "SFT").tuned == (("learning_rate", 0.1),)
+    result = write_report(steps, records, n_resamples=99)
+    assert [entry["error"] for entry in result["failed"]] == ["error: out of memory"]
+    left = time_left(steps, records, jobs=1, rough={})
+    assert left["kinds"]["train"]["failed"] == 1
+    # The next start repeats what failed.
+    monkeypatch.setattr(StandIn, "fails", lambda *_: False)
+    records.retry_failed()
+    run_steps(steps, records, jobs=1)
+    assert steps.chosen(records, "tiny", "names", "SFT").tuned == (("learning_rate", 0.2),)
+
+
+def test_run_without_any_success_leaves_the_others(steps, monkeypatch):
+    monkeypatch.setattr(StandIn, "fails", lambda _, options: options["loss_type"] == "nll")
+    records = Records(steps.output_dir)
+    run_steps(steps, records, jobs=2)
+    assert steps.chosen(records, "tiny", "names", "SFT") is None
+    with pytest.raises(ValueError, match="nothing to compare with SFT"):
+        write_report(steps, records, n_resamples=99)
+
+
+def test_problems_are_reported_together(tmp_path):
+    changes = {
+        "objectives": {"DFT": {"loss_type": "dtf"}, "BFT": {"lerning_rate": 1}},
+        "data": {
+            "mine": {"dataset_name": "rows.jsonl", "tasks": "bft_medmcqa", "test_dir": "test", "metrics": ["acc"]}
+        },
+        "eval": {"batchsize": 1},
+        "models": {"tiny": {"objectives": ["BTF"]}},
+    }
+    with pytest.raises(ValueError, match="has problems") as error:
+        read_study(write_study(tmp_path, **changes))
+    for text in (
+        "no SFT arm: add one with `loss_type: nll`",
+        "`objectives: BFT`: 'lerning_rate' is not known; did you mean 'learning_rate'?",
+        "`objectives: DFT`: `loss_type='dtf'` is not known",
+        "`data: mine` has a dataset_name and needs `validation_dir`",
+        "`eval`: 'batchsize' is not known; did you mean 'batch_size'?",
+        "`models: tiny: objectives`: 'BTF' is not known; did you mean 'BFT'?",
+    ):
+        assert text in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("objectives: {SFT: {loss_type: nll}, SFT: {loss_type: dft}}", "repeated name SFT"),
+        ("[1]", "must have the keys"),
+        ("modles: {}", "'modles' is not known; did you mean 'models'"),
+        ("seeds: [1, 1]", "different whole numbers"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_bad_file(tmp_path, text, message):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_study(path)
+
+
+def test_numbers_with_an_exponent(tmp_path):
+    path = write_study(tmp_path)
+    path.write_text(path.read_text().replace("- 0.1", "- 1e-3"))
+    assert read_study(path).tune["learning_rate"] == [0.001, 0.2]
+
+
+def test_check_finds_everything_before_training(tmp_path):
+    entry = {"tasks": "bft_no_such", "validation_dir": "v", "test_dir": "t", "metrics": ["acc"], "dataset_name": "d"}
+    data = {**STUDY["data"], "mine": entry, "many": {"gene_sets": {}, "metrics": ["accuracy"]}}
+    study = read_study(write_study(tmp_path, data=data))
+    with pytest.raises(ValueError, match="problems:") as error:
+        check_study(study, tmp_path / "out")
+    for text in (
+        "`data: mine`: `tasks`: lm-eval knows no 'bft_no_such'",
+        "`models: tiny`: `model_name_or_path='tiny'`",
+        "`data: many: metrics`: ['accuracy'] are not of its tasks",
+    ):
+        assert text in str(error.value)
+
+
+def test_leak_stops_the_study(tmp_path):
+    inputs = prepare("names", STUDY["data"]["names"], tmp_path)
+    assert find_leaks(inputs).empty
+    rows = pd.read_parquet(tmp_path / "rows" / "train.parquet")
+    test = pd.read_parquet(tmp_path / "test" / "gene_sets_go.parquet")
+    test.loc[0, "name"] = rows["name"][3]
+    test.to_parquet(tmp_path / "test" / "gene_sets_go.parquet")
+    assert find_leaks(inputs)["train_row"].tolist() == [3]
+
+
+def test_medical_data_is_split_by_question(tmp_path):
+    n = 30
+    published = {
+        "medmcqa_validation": {
+            "id": [f"m{i}" for i in range(n)],
+            "question": [f"Question number {i} of the exam?" for i in range(n)],
+            **{f"op{letter}": [letter] * n for letter in "abcd"},
+            "cop": [i % 4 for i in range(n)],
+            "exp": [f"Reason {i}" if i < 24 else None for i in range(n)],
+        },
+        **{
+            f"pubmedqa_{part}": {
+                "id": [f"{part}{i}" for i in range(n)],
+                "QUESTION": [f"Does {part} {i} help?" for i in range(n)],
+                "CONTEXTS": [[f"Context {part} {i}."] for i in range(n)],
+                "final_decision": ["yes"] * n,
+                "LONG_ANSWER": ["Because."] * n,
+            }
+            for part in ("train", "test")
+        },
+        "mmlu_medical_test": {
+            "question": [f"Anatomy {i}?" for i in range(n)],
+            "subject": ["anatomy"] * n,
+            "choices": [list("abcd")] * n,
+            "answer": [1] * n,
+        },
+    }
+    (tmp_path / "data").mkdir()
+    for name, table in published.items():
+        pd.DataFrame(table).to_parquet(tmp_path / "data" / f"{name}.parquet")
+    options = {"data_dir": str(tmp_path / "data"), "train_samples": 20, "validation_samples": 12, "test_samples": 14}
+    inputs = prepare("medical", {"medical": options}, tmp_path / "out")
+    rows = pd.read_parquet(tmp_path / "out" / "rows" / "train.parquet")
+    assert len(rows) == 20
+    assert all("Reason" in row[0]["content"] or "Because" in row[0]["content"] for row in rows["completion"])
+    held = {
+        (part, path.stem): pd.read_parquet(path)
+        for part, folder in (("validation", inputs.validation_dir), ("test", inputs.test_dir))
+        for path in folder.glob("*.parquet")
+    }
+    assert set(held) == {
+        *(("validation", name) for name in ("medmcqa_validation", "pubmedqa_test")),
+        *(("test", name) for name in ("medmcqa_validation", "pubmedqa_test", "mmlu_medical_test")),
+    }
+    # PubMedQA's validation documents are of its training questions, its test documents of its test questions.
+    assert held["validation", "pubmedqa_test"]["id"].str.startswith("train").all()
+    assert held["test", "pubmedqa_test"]["id"].str.startswith("test").all()
+    ids = [*rows["id"], *held["validation", "medmcqa_validation"]["id"], *held["test", "medmcqa_validation"]["id"]]
+    assert len(ids) == len(set(ids))
+    assert find_leaks(inputs).empty
+
+
+def test_ids_do_not_depend_on_local_folders(tmp_path):
+    entry = {"medical": {"data_dir": "here", "train_samples": 9}}
+    first, second = (
+        read_study(write_study(tmp_path, data={"m": {"medical": {**entry["medical"], "data_dir": folder}}}))
+        for folder in ("here", "there")
+    )
+    assert first.tuning("tiny", "m", "SFT")[0].id == second.tuning("tiny", "m", "SFT")[0].id
+    longer = read_study(write_study(tmp_path, data={"m": entry}, train={"max_steps": 5}))
+    assert longer.tuning("tiny", "m", "SFT")[0].id != first.tuning("tiny", "m", "SFT")[0].id
+
+
+def test_status_without_a_study(tmp_path, capsys):
+    assert main(["study", "status", str(write_study(tmp_path)), "--output_dir", str(tmp_path / "none")]) == 2
+    assert "has no study" in capsys.readouterr().err
+
+
+def test_base_run_is_a_folder_name():
+    assert base_run("Qwen/Qwen3 4B", "a, b") == "base_model_Qwen_Qwen3_4B_a_b"
