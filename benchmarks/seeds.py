@@ -75,10 +75,11 @@ def study(setting: Setting, rng: np.random.Generator, *, planted: bool) -> tuple
 
 def uncorrected(a: np.ndarray, b: np.ndarray, *, rng: np.random.Generator, n_resamples: int) -> Interval:
     """The percentile interval of resampled seeds and documents."""
-    documents = rng.integers(len(a), size=(n_resamples, len(a)))
+    rows = rng.integers(len(a), size=(n_resamples, len(a))) + len(a) * np.arange(n_resamples)[:, None]
+    counts = np.bincount(rows.ravel(), minlength=rows.size).reshape(rows.shape).astype(float)
     means = np.zeros(n_resamples)
     for scores in (a, -b):
-        by_seed = scores[documents].mean(1)
+        by_seed = counts @ scores / len(a)
         seeds = rng.integers(scores.shape[1], size=by_seed.shape)
         means += np.take_along_axis(by_seed, seeds, 1).mean(1)
     return Interval(float(a.mean() - b.mean()), *map(float, np.quantile(means, (0.025, 0.975))))
