@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t
 
 from bft_trl.cli.main import main
 from bft_trl.comparison.compare import compare
@@ -212,6 +213,35 @@ def test_seeds_are_averaged_per_document(tmp_path):
     other = row_of(compare([str(tmp_path / "base")], spec, tmp_path / "p", n_resamples=99), run="base")
     assert (other["baseline_n_seeds"], other["baseline_seed_sd"]) == (2, pytest.approx(0.02**0.5))
     assert "2, sd 0.141" in (tmp_path / "p" / "index.html").read_text()
+
+
+def test_intervals_over_seeds_and_documents(tmp_path):
+    """Two seeds right on 4 and 6, two on 2 and 4 of 10; a third run has one seed.
+
+    Differences: four of 1/2, six of 0, so v_d = (1 - .4) / 9 / 10 = 1/150. v_s = .02 / 2 of each method. In each the
+    noise is 4 x .4^2 + 16 x .1^2 = .8, so v_e = .8 / 9 / 20 = 1/225. se^2 = 1/150 + 2 (1/100 - 1/225) = (2/15)^2.
+    """
+    documents = choice_documents(10)
+    for name, right in (("s0", 4), ("s1", 6), ("b0", 2), ("b1", 4), ("one", 5)):
+        write_lm_eval(tmp_path / name, {"bft_medqa": (documents, {"acc": np.arange(10) < right})})
+    bft, sft = f"bft={tmp_path / 's0'},{tmp_path / 's1'}", f"sft={tmp_path / 'b0'},{tmp_path / 'b1'}"
+    result = compare([bft, sft, str(tmp_path / "one")], "sft", tmp_path / "o")
+    row, one = row_of(result, run="bft"), row_of(result, run="one")
+    assert (row["interval_of"], one["interval_of"]) == ("seeds and documents", "documents")
+    assert row["test"] == "hierarchical bootstrap over seeds and documents"
+    assert one["test"] == "permutation, paired"
+    assert row["difference"] == pytest.approx(0.2)
+    df = (4 / 225) ** 2 / ((1 / 150) ** 2 / 9 + 2 / 100**2)
+    assert row["high"] - row["low"] == pytest.approx(2 * t.ppf(0.975, df) * 2 / 15, rel=0.1)
+    assert row["smallest_difference"] == pytest.approx(t.ppf(0.975, df) * 2 / 15 * 2.80158 / 1.95996, rel=0.1)
+    assert (row["n_seeds"], row["baseline_n_seeds"], one["n_seeds"]) == (2, 2, 1)
+    page, drawing = ((tmp_path / "o" / name).read_text() for name in ("index.html", "forest.svg"))
+    assert "<td>seeds and documents</td>" in page
+    assert "<td>documents</td>" in page
+    assert "interval over documents (squares: seeds and documents)" in drawing
+    for specs, words in (([bft], "interval over seeds and documents."), ([str(tmp_path / "one")], "over documents.")):
+        compare(specs, sft, tmp_path / "p", n_resamples=99)
+        assert words in (tmp_path / "p" / "forest.svg").read_text()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,16 @@ import math
 import numpy as np
 import pytest
 
-from bft_trl.comparison.statistics import cross_validated, holm, paired_interval, paired_test, smallest_difference
+from bft_trl.comparison.statistics import (
+    Interval,
+    cross_validated,
+    holm,
+    paired_interval,
+    paired_test,
+    seeds_interval,
+    smallest_difference,
+    smallest_of_interval,
+)
 
 
 def rng(seed=0):
@@ -137,6 +146,105 @@ def test_many_documents_in_little_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100e6
+
+
+# Relative error of a standard deviation of 9,999 resamples: 1 / sqrt(2 x 9,999) = .007; three of it.
+NOISE = 0.022
+
+
+def test_seeds_without_variance_give_the_t_interval_of_the_differences():
+    """Equal columns: what is left are documents. Two seeds and three do not matter."""
+    from scipy.stats import ttest_rel
+
+    a, b = rng(9).random((2, 12))
+    expected = ttest_rel(a, b)
+    interval, test = seeds_interval(np.tile(a[:, None], 2), np.tile(b[:, None], 3), rng=rng())
+    assert interval.mean == pytest.approx((a - b).mean())
+    assert interval.high - interval.mean == pytest.approx(
+        expected.confidence_interval().high - interval.mean, rel=NOISE
+    )
+    assert test.p == pytest.approx(expected.pvalue, rel=0.05)
+
+
+def test_documents_without_variance_give_welchs_test_of_the_seeds():
+    """Seed means 1, 2, 3 and 0, 1, 2: se^2 = 1/3 + 1/3 with (2/3)^2 / (2 x (1/3)^2 / 2) = 4 degrees of freedom, whose
+    97.5 % point is 2.7764, and t = 1 / sqrt(2/3) = 1.2247.
+    """
+    from scipy.stats import ttest_ind
+
+    a, b = np.tile([1.0, 2, 3], (8, 1)), np.tile([0.0, 1, 2], (8, 1))
+    interval, test = seeds_interval(a, b, rng=rng())
+    assert interval.mean == 1
+    assert interval.high - 1 == pytest.approx(2.7764 * math.sqrt(2 / 3), rel=NOISE)
+    assert 1 - interval.low == pytest.approx(interval.high - 1)
+    assert test.p == pytest.approx(ttest_ind(a[0], b[0], equal_var=False).pvalue, rel=0.05)
+
+
+def test_seeds_and_documents_by_hand():
+    """a is the sum of a document's -3, -1, 1, 3, a seed's -1, 1, and noise of 1/2 whose signs cancel; b is 0.
+
+    By documents (20/3) / 4 = 5/3; by seeds 2/2 = 1; the noise has the mean square 8 (1/4) / 3 = 2/3 and takes
+    (2/3) / 8 = 1/12: se^2 = 5/3 + 1 - 1/12 = 31/12 with (31/12)^2 / ((5/3)^2 / 3 + 1) = 3.466 degrees of freedom.
+    """
+    from scipy.stats import t
+
+    noise = np.array([1, -1, -1, 1])[:, None] * [0.5, -0.5]
+    a = np.array([-3.0, -1, 1, 3])[:, None] + [-1.0, 1] + noise
+    interval, test = seeds_interval(a, np.zeros((4, 2)), rng=rng())
+    df = (31 / 12) ** 2 / ((5 / 3) ** 2 / 3 + 1)
+    assert interval.high == pytest.approx(t.ppf(0.975, df) * math.sqrt(31 / 12), rel=2 * NOISE)
+    assert (interval.mean, test.p) == (0, 1)
+
+
+def test_scores_that_do_not_vary_over_seeds_and_documents():
+    for value, p in ((0.0, 1), (0.3, 0)):
+        interval, test = seeds_interval(np.full((5, 2), value), np.zeros((5, 3)), rng=rng())
+        assert interval == pytest.approx((value, value, value))
+        assert test.p == p
+    assert smallest_of_interval(Interval(0.3, 0.3, 0.3)) is None
+    # (1.95996 + 0.84162) standard errors, where 1.95996 of them are half of the width
+    assert smallest_of_interval(Interval(0, -1.95996, 1.95996)) == pytest.approx(2.80158, rel=1e-5)
+
+
+@pytest.mark.parametrize("seed_sd", [0.0, 0.2, 1.0])
+def test_coverage_over_three_seeds(seed_sd):
+    """300 studies of 60 documents without a difference: about 95 % of intervals hold 0, also if seeds dominate.
+
+    The standard error of a fraction is .013. Resampling seeds and documents without a correction covers about 80 %
+    where seeds dominate (the variance is 2/3 of the true one, and t with 4 degrees of freedom has longer tails).
+    """
+    draws = rng(10)
+    covered = {"corrected": 0, "uncorrected": 0}
+    for _ in range(300):
+        documents = draws.normal(0, 1, (60, 1))
+        a, b = (
+            documents + draws.normal(0, 0.5, (60, 1)) + draws.normal(0, seed_sd, 3) + draws.normal(0, 0.5, (60, 3))
+            for _ in range(2)
+        )
+        interval, test = seeds_interval(a, b, rng=draws, n_resamples=299)
+        covered["corrected"] += interval.low <= 0 <= interval.high
+        assert (test.p < 0.05) == (not interval.low <= 0 <= interval.high)
+        rows = draws.integers(60, size=(299, 60))
+        means = [draws.choice(scores[rows].mean(1), 3, axis=1).mean(1) for scores in (a, b)]
+        low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
+        covered["uncorrected"] += low <= 0 <= high
+    assert covered["corrected"] / 300 == pytest.approx(0.955, abs=0.03)
+    if seed_sd == 1:
+        assert covered["uncorrected"] / 300 < 0.9
+
+
+def test_a_planted_effect_is_found_over_three_seeds():
+    """The standard error is sqrt(2 (.1^2 + .5^2 / 60) / 3) = .097, and .7 are seven of them: t with 4 degrees of
+    freedom and noncentrality 7 is above 2.78 in 99 %.
+    """
+    draws = rng(11)
+    found = 0
+    for _ in range(100):
+        documents = draws.normal(0, 1, (60, 1))
+        a, b = (mean + documents + draws.normal(0, 0.1, 3) + draws.normal(0, 0.5, (60, 3)) for mean in (0.7, 0))
+        interval, test = seeds_interval(a, b, rng=draws, n_resamples=299)
+        found += test.p < 0.05 and interval.low > 0
+    assert found >= 96
 
 
 def test_cross_validated_by_hand():

@@ -14,7 +14,16 @@ from tqdm.auto import tqdm
 from bft_trl.comparison.answers import document_tables
 from bft_trl.comparison.published import PUBLISHED, PUBLISHED_KIND
 from bft_trl.comparison.runs import Run, align_runs, combine_seeds, differences, load_runs
-from bft_trl.comparison.statistics import MCNEMAR, holm, paired_interval, paired_test, smallest_difference
+from bft_trl.comparison.statistics import (
+    MCNEMAR,
+    OVER_SEEDS,
+    holm,
+    paired_interval,
+    paired_test,
+    seeds_interval,
+    smallest_difference,
+    smallest_of_interval,
+)
 from bft_trl.comparison.systems import RECORDED_KIND, is_system, recorded_runs
 from bft_trl.io import check_folder, write_files
 
@@ -207,16 +216,16 @@ def _rows(
     wanted = [(task, metric, run) for task, metric in base.scores for run in others if (task, metric) in run.scores]
     rows = []
     for task, metric, run in tqdm(wanted, desc="Comparing", disable=len(wanted) < 20):
-        theirs = base.unit_scores(task, metric)
-        a, b = run.unit_scores(task, metric).reindex(theirs.index).to_numpy(), theirs.to_numpy()
-        n_nan = int(np.isnan(a - b).sum())
+        theirs = base.scores[task, metric]
+        a, b = run.scores[task, metric].reindex(theirs.index).to_numpy(), theirs.to_numpy()
+        n_nan = int(np.isnan(a.mean(1) - b.mean(1)).sum())
         if n_nan:
             not_compared.setdefault(run.name, []).append(f"{task}, {metric} ({n_nan} of {len(a)} without a number)")
             continue
         rows.append({"task": task, "metric": metric, "run": run.name, "n": len(a)})
         rows[-1] |= _tested(a, b, rng=rng, n_resamples=n_resamples)
-        for prefix, of in (("", run), ("baseline_", base)):
-            means = of.scores[task, metric].to_numpy().mean(axis=0)
+        for prefix, scores in (("", a), ("baseline_", b)):
+            means = scores.mean(axis=0)
             spread = float(np.std(means, ddof=1)) if len(means) > 1 else None
             rows[-1] |= {f"{prefix}n_seeds": len(means), f"{prefix}seed_sd": spread}
     for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
@@ -229,20 +238,27 @@ def _rows(
 
 
 def _tested(a: np.ndarray, b: np.ndarray, *, rng: np.random.Generator, n_resamples: int) -> dict[str, Any]:
-    """Means, their difference with its interval, and the paired test of scores of the same documents."""
-    interval = paired_interval(a - b, rng=rng, n_resamples=n_resamples)
-    test = paired_test(a, b, rng=rng, n_resamples=n_resamples)
-    # Scores that are all 0 may be of a metric that is not binary.
-    binary = test.name == MCNEMAR and bool(a.any() or b.any())
+    """Means, their difference with its interval and test, of scores of the same documents, one column per seed."""
+    over_seeds = min(*a.shape, *b.shape) > 1
+    if over_seeds:
+        interval, test = seeds_interval(a, b, rng=rng, n_resamples=n_resamples)
+        smallest = smallest_of_interval(interval)
+    else:
+        a, b = a.mean(1), b.mean(1)
+        interval = paired_interval(a - b, rng=rng, n_resamples=n_resamples)
+        test = paired_test(a, b, rng=rng, n_resamples=n_resamples)
+        # Scores that are all 0 may be of a metric that is not binary.
+        smallest = smallest_difference(a - b, binary=test.name == MCNEMAR and bool(a.any() or b.any()))
     return {
         "score": float(a.mean()),
         "baseline_score": float(b.mean()),
         "difference": interval.mean,
         "low": interval.low,
         "high": interval.high,
+        "interval_of": OVER_SEEDS if over_seeds else "documents",
         "p": test.p,
         "test": test.name,
-        "smallest_difference": smallest_difference(a - b, binary=binary),
+        "smallest_difference": smallest,
     }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from bft_trl.comparison.drawing import plain, plot_style, saved
 from bft_trl.comparison.published import PUBLISHED_KIND
-from bft_trl.comparison.statistics import ALPHA
+from bft_trl.comparison.statistics import ALPHA, OVER_SEEDS
 
 _WIDTH = 5.6
 _ROW = 0.3
@@ -14,8 +14,8 @@ _ROW = 0.3
 def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
     """Returns the plot of a comparison as "png" or "svg": a panel per task and metric, a row per run and reference.
 
-    Filled: p < .05 after Holm's adjustment. Gray diamonds: baselines, controls and oracles minus the baseline run,
-    without a test.
+    Squares: interval over seeds and documents. Filled: p < .05 after Holm's adjustment. Gray diamonds: baselines,
+    controls and oracles minus the baseline run, without a test.
     """
     from matplotlib.figure import Figure
 
@@ -41,11 +41,12 @@ def forest_plot(result: Mapping[str, Any], kind: str) -> bytes:
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         n_tests = len(result["rows"])
+        units = {row.get("interval_of", result.get("over", "documents")) for row in result["rows"]}
+        over = units.pop() if len(units) == 1 else f"documents (squares: {OVER_SEEDS})"
         line = "\n" if columns == 1 else " "
         figure.supxlabel(
-            f"Difference to {plain(result['baseline'])}, 95 % interval over "
-            f"{result.get('over', 'documents')}.{line}Filled: p < {ALPHA} after Holm over {n_tests} tests. Diamonds: "
-            "baselines, controls.",
+            f"Difference to {plain(result['baseline'])}, 95 % interval over {over}.{line}"
+            f"Filled: p < {ALPHA} after Holm over {n_tests} tests. Diamonds: baselines, controls.",
             fontsize=8,
         )
         return saved(figure, kind)
@@ -67,7 +68,7 @@ def _draw(
             row["difference"],
             y,
             xerr=[[row["difference"] - row["low"]], [row["high"] - row["difference"]]],
-            fmt="o",
+            fmt="s" if row.get("interval_of") == OVER_SEEDS else "o",
             color="#1f5fa8",
             markerfacecolor="#1f5fa8" if found else "white",
             capsize=3,

@@ -8,18 +8,23 @@ from bft_trl.comparison.statistics import ALPHA
 from bft_trl.comparison.templates import environment, inline_svg, number, script_of
 
 LOWER_IS_BETTER = ("mse", "mae")
+_NO_SEEDS = "It does not include the variance over training seeds."
 # Unit of the intervals to the texts of a page.
 _TEXTS = {
     "documents": {
         "unit": "documents",
-        "interval_of": "on the same documents, with the 95 % bootstrap interval over documents",
-        "test_of": "exact McNemar test for scores of 0 and 1, else a paired permutation test",
+        "interval_of": "on the same documents, with the 95 % bootstrap interval",
+        "seeds_of": "The interval is over training seeds and documents if run and baseline both have several seeds; "
+        "else it is over documents only and does not include the variance over training seeds.",
+        "test_of": "t-test with the standard error over seeds and documents; for an interval over documents the exact "
+        "McNemar test for scores of 0 and 1, else a paired permutation test",
         "no_better": "At or below the best baseline",
     },
     "genes": {
         "unit": "pairs",
         "interval_of": "on the same pairs, with the 95 % bootstrap interval over genes, because pairs that share a "
         "gene are not independent",
+        "seeds_of": _NO_SEEDS,
         "test_of": "twice the smaller tail of the same bootstrap",
         "no_better": "No better than the best control",
     },
@@ -27,6 +32,7 @@ _TEXTS = {
         "unit": "perturbations",
         "interval_of": "on the same perturbations, with the 95 % interval over perturbations, corrected because the "
         "predictors were fitted to nearly the same data",
+        "seeds_of": _NO_SEEDS,
         "test_of": "Nadeau and Bengio's corrected t-test",
         "no_better": "No better than the best control",
     },

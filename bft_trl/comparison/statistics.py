@@ -1,13 +1,15 @@
 """Paired statistics of the scores of two models on the same documents."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 ALPHA = 0.05
 POWER = 0.8
 MCNEMAR = "McNemar, exact"
+OVER_SEEDS = "seeds and documents"
+HIERARCHICAL = f"hierarchical bootstrap over {OVER_SEEDS}"
 # Numbers in memory at once during resampling.
 _BATCH = 2_000_000
 
@@ -33,12 +35,18 @@ def paired_interval(differences: np.ndarray, *, rng: np.random.Generator, n_resa
     Args:
         differences: score of one model minus that of the other, per document, shape (N,), N > 0.
     """
-    from scipy.stats import bootstrap
-
     mean = float(differences.mean())
     if np.ptp(differences) == 0:  # every resample is the same
         return Interval(mean, mean, mean)
-    found = bootstrap(
+    found = _bootstrap(differences, rng, n_resamples).confidence_interval
+    return Interval(mean, float(found.low), float(found.high))
+
+
+def _bootstrap(differences: np.ndarray, rng: np.random.Generator, n_resamples: int) -> Any:
+    """The means of resampled documents, and their percentile interval."""
+    from scipy.stats import bootstrap
+
+    return bootstrap(
         (differences,),
         np.mean,
         confidence_level=1 - ALPHA,
@@ -46,8 +54,56 @@ def paired_interval(differences: np.ndarray, *, rng: np.random.Generator, n_resa
         batch=max(1, _BATCH // len(differences)),
         method="percentile",
         rng=rng,
-    ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high))
+    )
+
+
+def seeds_interval(
+    a: np.ndarray, b: np.ndarray, *, rng: np.random.Generator, n_resamples: int = 9999
+) -> tuple[Interval, Test]:
+    """Returns the mean difference with its 95 % interval over training seeds and documents, and the test against 0.
+
+    Hierarchical bootstrap: every resample draws documents, the same for both methods, and the seeds of each method.
+    Two corrections for few seeds:
+
+    - Resampled deviations are rescaled to the variance that they estimate, as in Carpenter, Goldstein and Rasbash
+      (Applied Statistics 2003): the means of n resampled values have (n - 1)/n of the variance. Of the variance v_s
+      of the mean by the seeds of a method, the noise v_e of single answers is left out: documents bring it already.
+    - The interval is mean ± t se, with se the standard deviation of the resamples, and t with Satterthwaite's
+      (Biometrics 1946) df = se^4 / (v_d^2 / (N - 1) + sum of v_s^2 / (S - 1)), where v_d is the variance by documents.
+      If the v_s sum to no more than v_e there is no variance over seeds, and df = N - 1.
+
+    Args:
+        a, b: scores of the same documents in the same order, one column per seed: (N, S_a), (N, S_b); N, S > 1.
+    """
+    from scipy.stats import t
+
+    differences = a.mean(1) - b.mean(1)
+    mean, n_documents = float(differences.mean()), len(differences)
+    by_seed = np.array([scores.mean(0).var(ddof=1) / scores.shape[1] for scores in (a, b)])
+    noise = sum(_interaction(scores) / scores.size for scores in (a, b))
+    kept = max(0.0, 1 - noise / by_seed.sum()) if by_seed.any() else 0.0
+    resampled = _bootstrap(differences, rng, n_resamples).bootstrap_distribution - mean
+    by_document = resampled * np.sqrt(n_documents / (n_documents - 1))
+    total = by_document.copy()
+    for scores in (a, -b):
+        n_seeds = scores.shape[1]
+        drawn = rng.choice(scores.mean(0) - scores.mean(), (n_resamples, n_seeds)).mean(1)
+        total += drawn * np.sqrt(kept * n_seeds / (n_seeds - 1))
+    error = float(total.std())
+    if error < 1e-12:  # nothing varies, up to rounding
+        return Interval(mean, mean, mean), Test(float(abs(mean) < 1e-12), HIERARCHICAL)
+    df = n_documents - 1.0
+    if kept:
+        of_seeds = by_seed**2 / (np.array([a.shape[1], b.shape[1]]) - 1)
+        df = max(1.0, error**4 / (by_document.var() ** 2 / df + of_seeds.sum()))
+    half = float(t.ppf(1 - ALPHA / 2, df)) * error
+    return Interval(mean, mean - half, mean + half), Test(float(2 * t.sf(abs(mean) / error, df)), HIERARCHICAL)
+
+
+def _interaction(scores: np.ndarray) -> float:
+    """The mean square of what neither document nor seed explains, (N, S)."""
+    rest = scores - scores.mean(0) - scores.mean(1, keepdims=True) + scores.mean()
+    return float((rest**2).sum() / ((scores.shape[0] - 1) * (scores.shape[1] - 1)))
 
 
 def paired_test(a: np.ndarray, b: np.ndarray, *, rng: np.random.Generator, n_resamples: int = 9999) -> Test:
@@ -112,6 +168,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     from statsmodels.stats.multitest import multipletests
 
     return [float(p) for p in multipletests(p_values, alpha=ALPHA, method="holm")[1]]
+
+
+def smallest_of_interval(interval: Interval) -> float | None:
+    """Returns the difference detected with 80 % power in the test of an interval, by the normal approximation.
+
+    None if the interval has no width.
+    """
+    from scipy.stats import norm
+
+    half = (interval.high - interval.low) / 2
+    return float(half * (1 + norm.ppf(POWER) / norm.ppf(1 - ALPHA / 2))) if half else None
 
 
 def smallest_difference(differences: np.ndarray, *, binary: bool) -> float | None:
