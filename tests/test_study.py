@@ -1,6 +1,8 @@
 """`bft-trl study`: its file, the choice on validation documents, resumption, failures, and the result."""
 
+import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -35,7 +37,7 @@ class StandIn:
     """
 
     fails = staticmethod(lambda options: False)
-    trained: list[str] = []
+    trained: ClassVar[list[str]] = []
 
     def __init__(self, command, *, stdout, **options):
         self.words = command[3:]
@@ -263,13 +265,13 @@ def test_numbers_with_an_exponent(tmp_path):
 
 
 def test_check_finds_everything_before_training(tmp_path):
-    entry = {"tasks": "bft_no_such", "validation_dir": "v", "test_dir": "t", "metrics": ["acc"], "dataset_name": "d"}
+    entry = {"tasks": "bft_medmcqa", "validation_dir": "v", "test_dir": "t", "metrics": ["acc"], "dataset_name": "d"}
     data = {**STUDY["data"], "mine": entry, "many": {"gene_sets": {}, "metrics": ["accuracy"]}}
     study = read_study(write_study(tmp_path, data=data))
     with pytest.raises(ValueError, match="problems:") as error:
         check_study(study, tmp_path / "out")
     for text in (
-        "`data: mine`: `tasks`: lm-eval knows no 'bft_no_such'",
+        "`data: mine` has no validation documents: `data_dir='v'`: no such folder.",
         "`models: tiny`: `model_name_or_path='tiny'`",
         "`data: many: metrics`: ['accuracy'] are not of its tasks",
     ):

@@ -72,7 +72,7 @@ def _task_problems(name: str, inputs: Inputs, study: Study) -> list[str]:
         except (ValueError, OSError) as error:
             problems.append(f"`data: {name}`: {error}")
             continue
-        if not loaded or (left_out and part == "test"):
+        if not loaded:
             problems.append(f"`data: {name}` has no {part} documents: {'; '.join(left_out.values())}")
             continue
         tasks = manager.load(loaded)["tasks"].values()
