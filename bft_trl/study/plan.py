@@ -72,7 +72,8 @@ class Study:
 
     def train_options(self, model: str, data: str) -> dict[str, Any]:
         """Returns the training options of a base model and a data set; the more special ones override."""
-        entry = {name: value for name, value in self.models[model].items() if name not in ("data", "objectives")}
+        others = ("data", "objectives", "model_name_or_path")  # the name stands for the place, which may differ
+        entry = {name: value for name, value in self.models[model].items() if name not in others}
         return {**self.train, **self.data[data].get("train", {}), **entry}
 
     def eval_options(self, data: str) -> dict[str, Any]:
