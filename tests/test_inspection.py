@@ -219,7 +219,15 @@ ZERO = ("without_target", "not_finite", "cut_supervised", "duplicates", "ambiguo
 FINE = dict.fromkeys(ZERO, 0) | {"samples": 100, "rows": 100, "uncut": 100, "ends": 100, "windowed": 50}
 FINE |= {"near_zero_fraction": 0.1, "token_weight": 0.5, "group_confidence": 0.4, "sample_weight": 0.6}
 FINE |= {"median_length": 300.0}
-BFT = {"loss_type": "bft", "bft_version": "v1", "token_weighting": True, "sample_weighting": True, "group_size": 256}
+BFT = {
+    "token_weight_power": 1.0,
+    "min_token_weight": 0.0,
+    "loss_type": "bft",
+    "bft_version": "v1",
+    "token_weighting": True,
+    "sample_weighting": True,
+    "group_size": 256,
+}
 
 
 @pytest.mark.parametrize(
@@ -232,6 +240,13 @@ BFT = {"loss_type": "bft", "bft_version": "v1", "token_weighting": True, "sample
         ({"windowed": 0}, {"sample_weighting": False}, "nothing", ""),
         ({"near_zero_fraction": 0.3}, {}, "signal_vanishes", "30% .*0.500.*`token_weight_power=0.25`, a floor"),
         ({"near_zero_fraction": 0.3}, {"loss_type": "dft"}, "signal_vanishes", "Try `token_weight_power=0.25`, or"),
+        ({"near_zero_fraction": 0.3}, {"token_weight_power": 0.2}, "signal_vanishes", "Try a floor .*, or a base"),
+        (
+            {"near_zero_fraction": 0.3},
+            {"token_weight_power": 0.2, "min_token_weight": 0.1},
+            "signal_vanishes",
+            "Try a base model",
+        ),
         ({"near_zero_fraction": 0.3}, {"token_weighting": False}, "nothing", ""),
         ({"near_zero_fraction": None, "group_confidence": None}, {}, "nothing", ""),
         ({"cut_supervised": 2}, {}, "cut", "2 of 100"),
