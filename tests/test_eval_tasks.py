@@ -257,6 +257,24 @@ def test_described_sets_are_not_compared_with_symbols(world, tmp_path, caplog, c
         assert main([*command, str(tmp_path / "comparison"), *options]) == 2
         assert "No run shares a task with the baseline 'go', which has ['bft_gene_sets_go']" in capsys.readouterr().err
     assert "bft_gene_sets_described_go, bft_gene_sets_go" in caplog.text
+
+    # Recorded answers to the same sets, which take the name of a run's task.
+    sets = pd.read_parquet(world / "data" / "gene_sets_go.parquet").assign(predicted_name="dna repair")
+    sets[["id", "predicted_name"]].to_csv(tmp_path / "answers.csv", index=False)
+    options = ["--encoder", str(world / "encoder")]
+    options += ["--background", str(world / "data" / "go_background_terms.parquet")]
+    score = [
+        "score",
+        "--predictions",
+        str(tmp_path / "answers.csv"),
+        *options,
+        "--output_dir",
+        str(tmp_path / "agent"),
+    ]
+    assert main([*score, "--references", str(world / "data" / "gene_sets_go.parquet")]) == 0
+    command = ["compare", *(str(tmp_path / name) for name in ("go", "described_go")), "--baseline"]
+    assert main([*command, str(tmp_path / "agent"), "--output_dir", str(tmp_path / "comparison")]) == 2
+    assert "'described_go' differs from 'go' in the prompt of 2 of 2 documents" in capsys.readouterr().err
     assert not (tmp_path / "comparison" / "comparison.json").exists()
 
 
