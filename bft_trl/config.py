@@ -186,6 +186,8 @@ class BFTConfig(SFTConfig):
                 "defaults."
             )
         self.group_size = int(self.group_size)  # also of numpy, which JSON would not take
+        for name in ("confidence_gamma", "token_weight_power", "min_token_weight", "anchor_coef"):
+            setattr(self, name, float(getattr(self, name)))
 
     # A dataclass makes a representation of its own, with the token in it; that of `TrainingArguments` hides it.
     __repr__ = SFTConfig.__str__

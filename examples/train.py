@@ -106,6 +106,9 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"train.py: error: {str(error).partition(chr(10))[0]}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ntrain.py: stopped. Continue with --resume_from_checkpoint True", file=sys.stderr)
+        sys.exit(130)

@@ -1,6 +1,8 @@
 import copy
+import json
 from multiprocessing.reduction import ForkingPickler
 
+import numpy as np
 import pytest
 import torch
 from conftest import build_config
@@ -32,6 +34,13 @@ def test_best_metric_acts_only_with_load_best_model_at_end(tmp_path):
     config = build_config(tmp_path, **best)
     assert (config.metric_for_best_model, config.greater_is_better) == ("eval_nll", False)
     assert build_config(tmp_path, metric_for_best_model="eval_loss", **best).metric_for_best_model == "eval_loss"
+
+
+def test_numbers_of_numpy_can_be_saved(tmp_path):
+    """A checkpoint has them as JSON."""
+    numbers = {name: np.float32(0.5) for name in ("token_weight_power", "min_token_weight", "anchor_coef")}
+    objective = build_config(tmp_path, group_size=np.int64(3), confidence_gamma=np.float32(2), **numbers).objective()
+    assert json.loads(json.dumps(objective)) == objective
 
 
 def test_the_token_stays_in_copies_and_not_in_files(tmp_path):

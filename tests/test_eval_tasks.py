@@ -228,12 +228,54 @@ def test_a_missing_file_leaves_out_its_task_only(world, tmp_path, caplog):
     results = results_of(tmp_path / "out")
     assert set(results["results"]) == set(MEDICAL) - {"bft_medqa"}
     assert not results.get("groups")  # the average of three is not that of four
-    assert "Left out bft_medqa: " in caplog.text
+    assert caplog.text.count("Left out bft_medqa: ") == 1
+    assert "Without bft_medqa, bft_gene_sets_go: see above" in caplog.text
     assert '"none" to leave percentiles out' in caplog.text
     caplog.clear()
     assert main([*command, "--allow_missing"]) == 0  # the finished evaluation, and what it lacks
     assert main([*command, "--allow_missing", "--overwrite_output_dir"]) == 0
-    assert caplog.text.count("Left out bft_medqa: ") == 3  # once by the first, twice by the second
+    assert caplog.text.count("Left out bft_medqa: ") == 2  # once by each
+
+
+def test_described_sets_need_the_names_of_genes(world, tmp_path, capsys):
+    shutil.copytree(world / "data", tmp_path / "data")
+    (tmp_path / "data" / "gene_names.parquet").unlink()
+    options = ["--data_dir", str(tmp_path / "data"), "--tasks", "bft_gene_sets_described"]
+    assert main([*eval_command(world, tmp_path / "out"), *options]) == 2
+    # Once, for three tasks.
+    assert (
+        f"data: `data_dir='{tmp_path / 'data'}'` has no gene_names.parquet or .tsv with symbol and name.\n"
+        in capsys.readouterr().err
+    )
+
+
+def test_described_sets_are_not_compared_with_symbols(world, tmp_path, caplog, capsys):
+    for name in ("go", "described_go"):
+        assert main(eval_command(world, tmp_path / name, tasks=f"bft_gene_sets_{name}")) == 0
+    command = ["compare", str(tmp_path / "described_go"), "--baseline", str(tmp_path / "go"), "--output_dir"]
+    for options in ([], ["--common_documents"]):
+        assert main([*command, str(tmp_path / "comparison"), *options]) == 2
+        assert "No run shares a task with the baseline 'go', which has ['bft_gene_sets_go']" in capsys.readouterr().err
+    assert "bft_gene_sets_described_go, bft_gene_sets_go" in caplog.text
+
+    # Recorded answers to the same sets, which take the name of a run's task.
+    sets = pd.read_parquet(world / "data" / "gene_sets_go.parquet").assign(predicted_name="dna repair")
+    sets[["id", "predicted_name"]].to_csv(tmp_path / "answers.csv", index=False)
+    options = ["--encoder", str(world / "encoder")]
+    options += ["--background", str(world / "data" / "go_background_terms.parquet")]
+    score = [
+        "score",
+        "--predictions",
+        str(tmp_path / "answers.csv"),
+        *options,
+        "--output_dir",
+        str(tmp_path / "agent"),
+    ]
+    assert main([*score, "--references", str(world / "data" / "gene_sets_go.parquet")]) == 0
+    command = ["compare", *(str(tmp_path / name) for name in ("go", "described_go")), "--baseline"]
+    assert main([*command, str(tmp_path / "agent"), "--output_dir", str(tmp_path / "comparison")]) == 2
+    assert "'described_go' differs from 'go' in the prompt of 2 of 2 documents" in capsys.readouterr().err
+    assert not (tmp_path / "comparison" / "comparison.json").exists()
 
 
 @pytest.mark.parametrize(

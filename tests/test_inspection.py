@@ -12,10 +12,11 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
 from bft_trl.cli.main import main
+from bft_trl.cli.train import parse
 from bft_trl.inspection.advice import advice
 from bft_trl.inspection.inspection import inspect_samples, token_texts
 from bft_trl.inspection.token_scores import token_scores
-from bft_trl.models import Run
+from bft_trl.models import DemoModel, Run
 
 ROWS = [row | {"id": f"row-{number}", "source": "go"} for number, row in enumerate(sample_rows(5, seed=7))]
 
@@ -174,6 +175,18 @@ def test_command_line(base, tmp_path, caplog):
     assert f"Open {out / 'index.html'}" in caplog.text
 
 
+@pytest.mark.parametrize("demo", [False, True])
+def test_defaults_are_those_of_training(demo, base, tmp_path, monkeypatch):
+    """The shipped sets of up to 9 genes with full names; the window, and without a model the exponent of the demo."""
+    monkeypatch.setattr("bft_trl.models.demo_model", lambda: DemoModel(str(base), "tiny"))
+    options = [] if demo else ["--model_name_or_path", str(base)]
+    assert main(["inspect", *options, "--num_samples", "2", "--device", "cpu", "--output_dir", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    _, _, args, _ = parse(options)
+    assert report["objective"] == args.objective()
+    assert (report["max_length"], report["metrics"]["rows"]) == (args.max_length, 615)
+
+
 def test_bad_input_ends_before_the_model_is_loaded(base, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("bft_trl.inspection.inspection.load_run", lambda *args, **kwargs: pytest.fail("model loaded"))
     data = tmp_path / "rows.csv"
@@ -196,11 +209,25 @@ def test_bad_input_ends_before_the_model_is_loaded(base, tmp_path, capsys, monke
     assert not (tmp_path / "out" / "report.json").exists()
 
 
+def test_eaft_is_not_shown(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("bft_trl.inspection.inspection.load_run", lambda *args, **kwargs: pytest.fail("model loaded"))
+    with pytest.raises(ValueError, match="`loss_type='eaft'` weighs by entropies"):
+        report_of(base, ROWS, tmp_path, config={"loss_type": "eaft"})
+
+
 ZERO = ("without_target", "not_finite", "cut_supervised", "duplicates", "ambiguous_prompts")
 FINE = dict.fromkeys(ZERO, 0) | {"samples": 100, "rows": 100, "uncut": 100, "ends": 100, "windowed": 50}
 FINE |= {"near_zero_fraction": 0.1, "token_weight": 0.5, "group_confidence": 0.4, "sample_weight": 0.6}
 FINE |= {"median_length": 300.0}
-BFT = {"loss_type": "bft", "bft_version": "v1", "token_weighting": True, "sample_weighting": True, "group_size": 256}
+BFT = {
+    "token_weight_power": 1.0,
+    "min_token_weight": 0.0,
+    "loss_type": "bft",
+    "bft_version": "v1",
+    "token_weighting": True,
+    "sample_weighting": True,
+    "group_size": 256,
+}
 
 
 @pytest.mark.parametrize(
@@ -213,6 +240,13 @@ BFT = {"loss_type": "bft", "bft_version": "v1", "token_weighting": True, "sample
         ({"windowed": 0}, {"sample_weighting": False}, "nothing", ""),
         ({"near_zero_fraction": 0.3}, {}, "signal_vanishes", "30% .*0.500.*`token_weight_power=0.25`, a floor"),
         ({"near_zero_fraction": 0.3}, {"loss_type": "dft"}, "signal_vanishes", "Try `token_weight_power=0.25`, or"),
+        ({"near_zero_fraction": 0.3}, {"token_weight_power": 0.2}, "signal_vanishes", "Try a floor .*, or a base"),
+        (
+            {"near_zero_fraction": 0.3},
+            {"token_weight_power": 0.2, "min_token_weight": 0.1},
+            "signal_vanishes",
+            "Try a base model",
+        ),
         ({"near_zero_fraction": 0.3}, {"token_weighting": False}, "nothing", ""),
         ({"near_zero_fraction": None, "group_confidence": None}, {}, "nothing", ""),
         ({"cut_supervised": 2}, {}, "cut", "2 of 100"),

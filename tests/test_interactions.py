@@ -220,8 +220,14 @@ def test_shared_genes_are_warned_of(world, tmp_path, caplog):
 
 def test_one_label_only(world, tmp_path):
     pairs = write_pairs(tmp_path / "test.csv", [("G100", "G101", 1)])
-    with pytest.raises(ValueError, match="`test`: both labels are needed"):
+    with pytest.raises(ValueError, match=r"`test`: both labels are needed; 1 of 1 pairs .* each set has: text 1\."):
         scored(world, tmp_path, splits={"test": pairs})
+
+
+def test_the_vector_set_with_too_few_genes_is_named(world, tmp_path):
+    pairs = write_pairs(tmp_path / "test.csv", [("G100", "G101", 1), ("G140", "G141", 0), ("G142", "G143", 1)])
+    with pytest.raises(ValueError, match=r"1 of 3 pairs have vectors .* each set has: text 3, some 1\."):
+        scored(world, tmp_path, ["text", "some"], splits={"test": pairs})
 
 
 def test_reserved_and_repeated_names_of_vectors(world, tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import runpy
 import shutil
 import signal
 import subprocess
@@ -221,6 +222,25 @@ def test_interrupt_leaves_a_usable_checkpoint(model_folder, tmp_path, caplog):
     assert f"Resuming from {checkpoint}" in caplog.text
 
 
+def test_an_interrupt_of_the_report_is_made_up_for_by_resuming(model_folder, tmp_path, caplog, monkeypatch):
+    def stop_after_training(trainer, sets):
+        if trainer.state.global_step:
+            raise KeyboardInterrupt
+        return demo.name_gene_sets(trainer, sets)
+
+    monkeypatch.setattr(demo, "demo_scorer", Scorer)
+    monkeypatch.setattr(runs, "load_gene_sets", few_sets)
+    out = tmp_path / "out"
+    arguments = ["--model_name_or_path", model_folder, "--output_dir", out, *SMALL.split(), "--no_load_in_4bit"]
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "name_gene_sets", stop_after_training)
+        assert run(*arguments) == 130
+    assert f"without a report. The adapter is in {out}" in caplog.text
+    assert (out / "adapter_model.safetensors").is_file()
+    assert run(*arguments, "--resume_from_checkpoint", "True") == 0
+    assert (out / "demo.csv").is_file()
+
+
 # --- parsing ---------------------------------------------------------------------------------------------------------
 
 
@@ -344,6 +364,15 @@ def test_example_error_is_one_line(tmp_path):
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("train.py: error: `resume_from_checkpoint=True`")
+
+
+def test_example_interrupt_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr("bft_trl.runs.check_run", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(EXAMPLES / "train.py"), run_name="__main__")
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.startswith("\ntrain.py: stopped.")
 
 
 def test_example_trains_as_the_command_does(monkeypatch):

@@ -17,6 +17,7 @@ from trl import SFTConfig, SFTTrainer
 from two_ranks import BY_VALUE, CASES, METRICS, SGD, case_trainer, outcome
 
 from bft_trl import BFTTrainer
+from bft_trl.training.batches import RecordingForward
 
 
 def build(tmp_path, rows=None, *, model=None, eval_rows=None, callbacks=None, **config):
@@ -418,6 +419,16 @@ def test_weights_that_were_repacked_before_raise(nf4_folder, tmp_path, dataset):
 # --- what an anchor and eaft need ------------------------------------------------------------------------------------
 
 
+def peft_model(**options):
+    return get_peft_model(build_model(**options), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+
+
+def trained_norm():
+    model = peft_model()
+    model.get_base_model().model.norm.weight.requires_grad_()
+    return model
+
+
 def two_adapters():
     model = get_peft_model(build_model(), LoraConfig(task_type="CAUSAL_LM"))
     model.add_adapter("second", LoraConfig(task_type="CAUSAL_LM"))
@@ -431,6 +442,7 @@ def two_adapters():
         ("no/such-model", None, {"anchor_coef": 0.1}, "Pass a `peft_config`"),
         (build_model, None, {"anchor_coef": 0.1}, "Pass a `peft_config`"),
         (two_adapters, None, {"anchor_coef": 0.1}, "one active adapter"),
+        (trained_norm, None, {"anchor_coef": 0.1}, r"model\.norm\.weight of that model is trained \(1 of its"),
         ("no/such-model", LoraConfig(modules_to_save=["lm_head"]), {"anchor_coef": 0.1}, "from `modules_to_save`"),
         (build_model, None, {"loss_type": "eaft"}, "`loss_type='eaft'` needs the frozen LM head, .* is trained"),
     ],
@@ -444,3 +456,26 @@ def test_what_an_anchor_and_eaft_need(model, peft_config, option, words, tmp_pat
             processing_class=build_tokenizer(),
             peft_config=peft_config,
         )
+
+
+def test_the_reference_has_no_dropout_and_leaves_the_model_as_it_was(tmp_path):
+    """Dropout of the base model would measure noise; PEFT makes all of an adapter trainable after disabling it."""
+    model = peft_model(attention_dropout=0.5)
+    frozen = [name for name, _ in model.named_parameters() if "lora_A" in name or "lora_" not in name]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    trainer = BFTTrainer(
+        model,
+        args=build_config(tmp_path, anchor_coef=0.1),
+        train_dataset=Dataset.from_list(sample_rows(2)),
+        processing_class=build_tokenizer(),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    forward = RecordingForward(model.train(), "frozen", adapted=model)
+    references = []
+    for _ in range(2):
+        forward(**batch, fused_lm_head=True)
+        references.append(forward.requested["reference"])
+    assert torch.equal(*references)
+    assert model.training
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == frozen

@@ -215,5 +215,12 @@ def _covered(
     left = {name: table.loc[table["split"] == name, PAIR].reset_index(drop=True) for name in pairs}
     for name, split in left.items():
         if split["label"].nunique() < 2:
-            raise ValueError(f"`{name}`: both labels are needed; {len(split)} pairs have vectors in every set.")
+            ends = pairs[name]["gene_a"], pairs[name]["gene_b"]
+            counts = {
+                of: int(np.all([found.rows(end) >= 0 for end in ends], axis=0).sum()) for of, found in named.items()
+            }
+            raise ValueError(
+                f"`{name}`: both labels are needed; {len(split)} of {len(ends[0])} pairs have vectors in every set. "
+                f"Pairs that each set has: {', '.join(f'{of} {count}' for of, count in counts.items())}."
+            )
     return left, coverage

@@ -124,8 +124,8 @@ def _eval(args: argparse.Namespace) -> int:
         evaluate(model, general, path, **limited)
     if models:
         _log_forgetting(folder)
-    for task, reason in left_out.items():
-        logger.warning("Left out %s: %s", task, reason)
+    if left_out:
+        logger.warning("Without %s: see above", ", ".join(left_out))
     logger.info("Wrote scores.parquet, answers.parquet, settings.json and lm-eval's files to %s", args.output_dir)
     return int(bool(left_out) and not args.allow_missing)
 

@@ -34,10 +34,10 @@ def add_inspection_commands(commands: Any) -> None:
     add("--dataset_split", default="train", metavar="SPLIT", help="(default: train)")
     add("--num_samples", type=int, default=50, metavar="N", help="rows to draw (default: 50)")
     add("--seed", type=int, default=0, help="seed of the draw (default: 0)")
-    add("--max_length", type=int, default=1024, metavar="N", help="cut rows to N tokens (default: 1024)")
+    add("--max_length", type=int, metavar="N", help="cut rows to N tokens (default: 1024; 512 for the package's sets)")
     add("--batch_size", type=int, default=4, metavar="N", help="rows per forward pass (default: 4)")
     add("--output_dir", type=Path, required=True, metavar="DIR", help="folder for index.html and report.json")
-    objective = inspect.add_argument_group("objective (as in BFTConfig; default: the adapter's own, else BFTConfig's)")
+    objective = inspect.add_argument_group("objective (default: the adapter's, else that of `bft-trl train`)")
     for name, options in _OBJECTIVE.items():
         objective.add_argument(f"--{name}", **options)
     inspect.set_defaults(run=_inspect)
@@ -96,6 +96,7 @@ def _hard_samples(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    from bft_trl.cli.train import DEMO, GENE_SETS
     from bft_trl.config import OBJECTIVE_FIELDS
     from bft_trl.data.gene_sets import load_gene_sets
     from bft_trl.data.loading import as_conversations, load_split, load_splits
@@ -104,15 +105,17 @@ def _inspect(args: argparse.Namespace) -> int:
     from bft_trl.io import read_json_object
     from bft_trl.models import demo_model, read_run
 
+    defaults: dict[str, Any] = {}
     if args.dataset_name is None:
-        name, rows = "the gene sets of the package", load_gene_sets("train")
+        name, rows = "the gene sets of the package", load_gene_sets(args.dataset_split, described=True, max_genes=9)
+        defaults = GENE_SETS if args.model_name_or_path or args.adapter else GENE_SETS | DEMO
     else:
         name = Path(args.dataset_name).name if Path(args.dataset_name).is_file() else args.dataset_name
         splits = load_splits(args.dataset_name, config=args.dataset_config)
         rows = load_split(splits, args.dataset_split, name, argument="dataset_split")
     if args.prompt_column or args.completion_columns:
         rows = as_conversations(rows, prompt_column=args.prompt_column, completion_columns=args.completion_columns)
-    config = {}
+    config = {field: defaults[field] for field in OBJECTIVE_FIELDS if field in defaults}
     if args.adapter is not None and (args.adapter / "objective.json").is_file():
         saved = read_json_object(args.adapter / "objective.json")
         config = {field: saved[field] for field in OBJECTIVE_FIELDS if field in saved}
@@ -123,7 +126,8 @@ def _inspect(args: argparse.Namespace) -> int:
         args.output_dir,
         dataset_name=name,
         config=config | _given(args, *_OBJECTIVE, *_SUPERVISED),
-        **_given(args, "num_samples", "seed", "max_length", "batch_size", "device"),
+        **{"max_length": defaults.get("max_length", 1024)}
+        | _given(args, "num_samples", "seed", "max_length", "batch_size", "device"),
     )
     for metric, value in summary_rows(report["metrics"]):
         logger.info("%-42s %s", metric, value)

@@ -4,6 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from bft_trl.comparison.statistics import (
     smallest_of_interval,
 )
 from bft_trl.comparison.systems import RECORDED_KIND, is_system, recorded_runs
+from bft_trl.evaluation.samples import RECORDED
 from bft_trl.io import check_folder, write_files
 
 logger = logging.getLogger(__name__)
@@ -195,9 +197,10 @@ def _not_compared(base: Run, others: Sequence[Run]) -> dict[str, list[str]]:
 def _check_comparable(base: Run, others: Sequence[Run]) -> None:
     """Raises ValueError that lists all differences of settings and documents."""
     problems = [problem for run in others for problem in differences(base, run)]
-    if base.kind == RECORDED_KIND:  # it has no prompt, so the runs are also checked against each other
-        first, *models = [run for run in others if run.kind != RECORDED_KIND]
-        problems += [problem for run in models for problem in differences(first, run)]
+    if base.kind == RECORDED_KIND or RECORDED in base.tasks:
+        # It has no prompt, so the runs, which may have been of different tasks, are also checked against each other.
+        pairs = combinations([run for run in others if run.kind != RECORDED_KIND], 2)
+        problems += [problem for first, run in pairs for problem in differences(first, run)]
     if problems:
         raise ValueError("These runs cannot be compared:\n  " + "\n  ".join(problems))
 

@@ -62,11 +62,14 @@ def evaluate(
     request, done = check_request(run, tasks, output_dir, overwrite=overwrite, batch_size=batch_size, **requested)
     if done:
         logger.info("%s has the results of this evaluation (--overwrite_output_dir repeats it)", output_dir)
-        return read_settings(output_dir)["left_out"]
+        left_out = read_settings(output_dir)["left_out"]
+        for task, reason in left_out.items():
+            logger.warning("Left out %s: %s", task, reason)
+        return left_out
     named = {"pretrained": run.base, **metadata}  # some of lm-eval's tasks need the tokenizer
     manager, loaded, left_out = load_tasks(tasks, metadata=named, include_path=include_path)
     if not loaded:
-        raise ValueError("None of the tasks has its data: " + "; ".join(left_out.values()))
+        raise ValueError("None of the tasks has its data: " + "; ".join(dict.fromkeys(left_out.values())))
     digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:12]
     options |= {"tasks": loaded, "task_manager": manager, "use_cache": str(output_dir / f".answers-{digest}")}
     results = _simple_evaluate(run, seed=seed, batch_size=batch_size, device=device, **options)

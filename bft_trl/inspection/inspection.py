@@ -78,6 +78,8 @@ def inspect_samples(
 
 def _config(output_dir: Path, config: Mapping[str, Any], device: str | None, **numbers: int) -> BFTConfig:
     check_folder(output_dir)
+    if config.get("loss_type") == "eaft":
+        raise ValueError("`loss_type='eaft'` weighs by entropies, which are not computed here: choose another one.")
     for name, value in numbers.items():
         least = 0 if name == "seed" else 1
         if value < least:

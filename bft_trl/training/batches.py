@@ -27,10 +27,23 @@ class RecordingForward:
         if not inputs.get("fused_lm_head"):
             return self.model(**inputs)
         if self.adapted is not None:
-            with torch.no_grad(), self.adapted.disable_adapter():
-                self.requested["reference"] = self.model(**inputs | {"fused_lm_head": "hidden"})
+            self.requested["reference"] = self._reference(**inputs | {"fused_lm_head": "hidden"})
         self.fused_output = self.model(**inputs | self.requested | {"fused_lm_head": self.head})
         return self.fused_output
+
+    @torch.no_grad()
+    def _reference(self, **inputs: Any) -> torch.Tensor:
+        """The hidden states without the adapter, and without the base model's dropout."""
+        training = self.adapted.training
+        trained = {parameter: parameter.requires_grad for parameter in self.adapted.parameters()}
+        self.adapted.eval()
+        try:
+            with self.adapted.disable_adapter():
+                return self.model(**inputs)
+        finally:
+            self.adapted.train(training)
+            for parameter, required in trained.items():  # PEFT leaves all of the adapter trainable
+                parameter.requires_grad_(required)
 
 
 def target_documents(inputs: dict[str, Any]) -> torch.Tensor | None:

@@ -37,9 +37,13 @@ def window_advice(objective: Mapping[str, Any], fraction: float) -> str | None:
 
 
 def vanishing_remedy(objective: Mapping[str, Any]) -> str:
-    """Returns what to try if the token weights of an objective are near zero."""
-    floor = "a floor such as `min_token_weight=0.1`, " if objective["loss_type"] == "bft" else ""
-    return f"`token_weight_power=0.25`, {floor}or a base model that knows the field better"
+    """Returns what to try, and is not set yet, if the token weights of an objective are near zero."""
+    remedies = ["a base model that knows the field better"]
+    if objective["loss_type"] == "bft" and objective["min_token_weight"] < 0.1:
+        remedies.insert(0, "a floor such as `min_token_weight=0.1`")
+    if objective["token_weight_power"] > 0.25:
+        remedies.insert(0, "`token_weight_power=0.25`")
+    return ", or ".join(filter(None, [", ".join(remedies[:-1]), remedies[-1]]))
 
 
 def check_finite(sums: torch.Tensor, rows: torch.Tensor | None, step: int) -> None:

@@ -70,12 +70,27 @@ def check_anchor(args: BFTConfig, model: Any, peft_config: Any) -> None:
         raise ValueError(f"{option} needs a frozen LM head: remove {trained} from `modules_to_save`.")
 
 
+def check_frozen_base(args: BFTConfig, model: Any) -> None:
+    """Raises ValueError if parameters are trained that the model keeps without its adapter."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    own = [name for name in names if model.peft_config.keys().isdisjoint(name.split("."))]
+    if own:
+        raise ValueError(
+            f"`anchor_coef={args.anchor_coef}` compares with the model without its adapter, but {own[0]} of that "
+            f"model is trained ({len(own)} of its parameters). Freeze it: `bias='none'`, or `modules_to_save`, which "
+            "trains a copy."
+        )
+
+
 def check_trainer(trainer: Any) -> None:
     """Checks what only the constructed trainer knows: its model, and how it is distributed.
 
-    Raises ValueError for parallelism over the sequence, and for 4-bit weights that pass no gradient.
+    Raises ValueError for parallelism over the sequence, for 4-bit weights that pass no gradient, and for an anchor to
+    a base model that is trained.
     """
     keep_gradients(trainer.model)
+    if trainer.args.anchor_coef:
+        check_frozen_base(trainer.args, trainer.model)
     check_parallelism(trainer.accelerator.parallelism_config)
     streamed = isinstance(trainer.eval_dataset, IterableDataset)
     if trainer.accelerator.num_processes > 1 and trainer.eval_dataset and (trainer.padding_free or streamed):
