@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from conftest import build_model, build_tokenizer
 
 from bft_trl.cli.main import main
 from bft_trl.evaluation.scores import write_scores
 from bft_trl.io import write_files, write_text
-from bft_trl.study import execution
+from bft_trl.study import check, execution
 from bft_trl.study.check import check_study
 from bft_trl.study.execution import run_steps, time_left
 from bft_trl.study.inputs import find_leaks, prepare
@@ -351,9 +353,36 @@ def test_ids_do_not_depend_on_local_folders(tmp_path):
     assert longer.tuning("tiny", "m", "SFT")[0].id != first.tuning("tiny", "m", "SFT")[0].id
 
 
-def test_status_without_a_study(tmp_path, capsys):
-    assert main(["study", "status", str(write_study(tmp_path)), "--output_dir", str(tmp_path / "none")]) == 2
+def test_dry_run_and_status(tmp_path, monkeypatch, caplog, capsys):
+    build_model().save_pretrained(tmp_path / "tiny")
+    build_tokenizer().save_pretrained(tmp_path / "tiny")
+    file = write_study(tmp_path, models={"tiny": {"model_name_or_path": str(tmp_path / "tiny")}})
+    words = [str(file), "--output_dir", str(tmp_path / "out")]
+    caplog.set_level("INFO", logger="bft_trl")
+    assert main(["study", "status", *words]) == 2
     assert "has no study" in capsys.readouterr().err
+    assert main(["study", *words, "--dry_run"]) == 0
+    for text in ("tiny, names: SFT, BFT", "train: 0 of 6 done", "test: 0 of 5 done", "(rough estimate)", "are free"):
+        assert text in caplog.text
+    assert not (tmp_path / "out" / "runs").exists()
+    monkeypatch.setattr(execution.subprocess, "Popen", StandIn)
+    assert main(["study", *words, "--jobs", "2", "--resamples", "99"]) == 0
+    caplog.clear()
+    assert main(["study", "status", *words]) == 0
+    assert "train: 6 of 6 done" in caplog.text
+    assert "Not running." in caplog.text
+    monkeypatch.setattr(check.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    assert main(["study", *words]) == 2
+    assert "0.0 GB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--jobs", "0"], "`jobs=0` must be 1 or more"), (["--resamples", "9"], "`resamples=9` 99 or more")],
+)
+def test_bad_options(tmp_path, words, message, capsys):
+    assert main(["study", str(write_study(tmp_path)), *words, "--output_dir", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_base_run_is_a_folder_name():
