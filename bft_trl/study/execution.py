@@ -44,14 +44,15 @@ def run_steps(steps: Steps, records: Records, *, jobs: int, keep_adapters: bool 
     with tqdm(total=total, initial=done, desc="Study", unit="step") as progress:
         try:
             while True:
-                busy = {(found.step.run) for found in running}
-                ready = [step for step in steps.ready(records) if step.run not in busy]
                 slots = set(range(jobs)) - {found.slot for found in running}
+                waiting = steps.ready(records, {found.step.run for found in running}) if slots else []
+                ready = [step for step in waiting if not _is_written(steps.folder(step.run) / step.kind)]
                 running += [_start(s, slot, steps) for s, slot in zip(ready, sorted(slots), strict=False)]
-                if not running:
+                if slots and not waiting and not running:
                     return
-                _write_status(steps, running)
-                finished = _wait(running)
+                if ready:
+                    _write_status(steps, running)
+                finished = _finished(running)
                 running = [found for found in running if found not in finished]
                 for found in finished:
                     _finish(found, steps, records)
@@ -71,7 +72,6 @@ def _start(step: Step, slot: int, steps: Steps) -> Running:
     folder.mkdir(parents=True, exist_ok=True)
     command = [*step.command]
     output_dir = folder / step.kind
-    _wait_for_lock(output_dir)
     if step.trial is not None and step.kind == "train":
         import yaml
 
@@ -95,18 +95,13 @@ def _start(step: Step, slot: int, steps: Steps) -> Running:
     return Running(step, slot, process, time.monotonic())
 
 
-def _wait_for_lock(output_dir: Path) -> None:
-    """Waits for a process of the same study that was killed and left its step running."""
-    told = False
-    while True:
-        try:
-            with lock(output_dir):
-                return
-        except ValueError:
-            if not told:
-                logger.info("Waiting for a process that still writes to %s", output_dir)
-            told = True
-            time.sleep(1)
+def _is_written(output_dir: Path) -> bool:
+    """Whether a process still writes there, which a study that was killed has left."""
+    try:
+        with lock(output_dir):
+            return False
+    except ValueError:
+        return True
 
 
 def _device(slot: int) -> tuple[dict[str, str], Any]:
@@ -129,12 +124,12 @@ def default_jobs() -> int:
     return torch.cuda.device_count() or len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0))
 
 
-def _wait(running: list[Running]) -> list[Running]:
-    while True:
-        finished = [found for found in running if found.process.poll() is not None]
-        if finished:
-            return finished
-        time.sleep(0.2)
+def _finished(running: list[Running]) -> list[Running]:
+    """Processes that have ended, after a short wait if there are none."""
+    finished = [found for found in running if found.process.poll() is not None]
+    if not finished:
+        time.sleep(0.5)
+    return finished
 
 
 def _finish(found: Running, steps: Steps, records: Records) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,14 @@ class Steps:
         """Returns the folder of a run."""
         return self.output_dir / "runs" / run
 
-    def ready(self, records: Records) -> list[Step]:
-        """Returns the steps that are neither done nor failed and whose inputs are there, in order."""
-        known = self.known(records)
+    def ready(self, records: Records, busy: Collection[str] = ()) -> list[Step]:
+        """Returns the steps that are neither done nor failed and whose inputs are there, in order.
+
+        Args:
+            records: of the study.
+            busy: runs that are left out, because one of their steps is running.
+        """
+        known = [step for step in self.known(records) if step.run not in busy]
         left = [step for step in known if records.status(step.run, step.kind) is None]
         # An adapter that was deleted, or left on another machine, is trained again if an evaluation still needs it.
         without = {s.run for s in left if s.kind != "train" and s.trial and not self.has_adapter(s.run)}
