@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from bft_trl.io import last_complete_checkpoint, lock, write_text
 from bft_trl.study.records import Records
-from bft_trl.study.steps import Step, Steps, measured, shown
+from bft_trl.study.steps import LAST_FILES, Step, Steps, measured, shown
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,14 @@ def run_steps(steps: Steps, records: Records, *, jobs: int, keep_adapters: bool 
                 slots = set(range(jobs)) - {found.slot for found in running}
                 waiting = steps.ready(records, {found.step.run for found in running}) if slots else []
                 ready = [step for step in waiting if not _is_written(steps.folder(step.run) / step.kind)]
+                complete = [
+                    step for step in ready if (steps.folder(step.run) / step.kind / LAST_FILES[step.kind]).is_file()
+                ]
+                if complete:  # a study that was killed did not add them
+                    for step in complete:
+                        _add(step, {}, steps, records)
+                        progress.update()
+                    continue
                 running += [_start(s, slot, steps) for s, slot in zip(ready, sorted(slots), strict=False)]
                 if slots and not waiting and not running:
                     return
@@ -135,19 +143,25 @@ def _finished(running: list[Running]) -> list[Running]:
 def _finish(found: Running, steps: Steps, records: Records) -> None:
     step, folder = found.step, steps.folder(found.step.run)
     seconds = {"seconds": round(time.monotonic() - found.start, 1)}
-    error = None
     if found.process.returncode == 0:
-        try:
-            numbers, scores, answers = measured(step, folder)
-        except (OSError, ValueError, KeyError) as problem:
-            error = f"its results cannot be read: {problem}"
-    else:
-        lines = (folder / f"{step.kind}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        error = lines[-1][-200:] if lines else f"exit code {found.process.returncode}"
-    if error is None:
-        records.add(step.run, step.kind, seconds | numbers, scores, answers)
+        _add(step, seconds, steps, records)
         return
-    logger.warning("%s of %s failed: %s (%s)", step.kind, step.run, error, folder / f"{step.kind}.log")
+    lines = (folder / f"{step.kind}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    _add_failed(step, seconds, lines[-1][-200:], steps, records)
+
+
+def _add(step: Step, seconds: dict[str, float], steps: Steps, records: Records) -> None:
+    try:
+        numbers, scores, answers = measured(step, steps.folder(step.run))
+    except (OSError, ValueError, KeyError) as error:
+        _add_failed(step, seconds, f"its results cannot be read: {error}", steps, records)
+        return
+    records.add(step.run, step.kind, seconds | numbers, scores, answers)
+
+
+def _add_failed(step: Step, seconds: dict[str, float], error: str, steps: Steps, records: Records) -> None:
+    log = steps.folder(step.run) / f"{step.kind}.log"
+    logger.warning("%s of %s failed: %s (%s)", step.kind, step.run, error, log)
     records.add(step.run, step.kind, seconds | {"error": error}, status="failed")
 
 

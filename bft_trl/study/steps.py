@@ -17,8 +17,16 @@ from bft_trl.study.plan import Study, Trial
 from bft_trl.study.records import Records
 
 # Options of every training run, which the file of the study overrides. nll is evaluated once, at the end.
-TRAIN_DEFAULTS = {"eval_strategy": "epoch", "eval_on_start": False, "save_strategy": "steps", "save_total_limit": 1}
+TRAIN_DEFAULTS: dict[str, Any] = {
+    "eval_strategy": "epoch",
+    "eval_on_start": False,
+    "save_strategy": "steps",
+    "save_total_limit": 1,
+}
+TRAIN_DEFAULTS |= {"show_samples": 0}
 BASE = "base model"
+# What each step writes last.
+LAST_FILES = {"train": "summary.json", "inspect": "index.html", "validation": "settings.json", "test": "settings.json"}
 
 
 @dataclass(frozen=True)
