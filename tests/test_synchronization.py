@@ -1,11 +1,12 @@
-"""A training step waits for the device no more often than a step of `SFTTrainer`: counted on the CPU by a stand-in."""
+"""A step waits for the device no more often than one of `SFTTrainer`: counted by CUDA, and on a CPU by a stand-in."""
 
+import warnings
 from collections import Counter
 
 import pytest
 import torch
 import trl.trainer.utils
-from conftest import build_config, build_model, build_tokenizer, sample_rows
+from conftest import DEVICES, build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 from peft import LoraConfig
 from torch.overrides import TorchFunctionMode
@@ -44,7 +45,7 @@ class Waits(TorchDispatchMode):
 class Copies(TorchFunctionMode):
     """Counts the copies between host and device in `waits`; between CPU tensors they are no operations."""
 
-    COPIES = {torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.new_tensor, torch.tensor}
+    COPIES = (torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.new_tensor, torch.tensor)
 
     def __init__(self, waits):
         self.waits = waits
@@ -57,21 +58,21 @@ class Copies(TorchFunctionMode):
 
 
 class CountSteps(TrainerCallback):
-    """Counts from the first step to the end of the last one, which is before the log of the run."""
+    """Switches `count` on at the first step, and off at the end of the last one, before the log of the run."""
 
-    def __init__(self, waits):
-        self.waits = waits
+    def __init__(self, count):
+        self.count = count
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.waits.counting = True
+        self.count(True)
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.waits.counting = state.global_step < STEPS
+        self.count(state.global_step < STEPS)
 
 
-def waits_of(trainer):
+def waits_on_cpu(trainer):
     waits = Waits()
-    trainer.add_callback(CountSteps(waits))
+    trainer.add_callback(CountSteps(lambda on: setattr(waits, "counting", on)))
     collate = trainer.data_collator
 
     def on_the_host(rows):
@@ -86,6 +87,16 @@ def waits_of(trainer):
     return waits.counts
 
 
+def waits_on_cuda(trainer):
+    trainer.add_callback(CountSteps(lambda on: torch.cuda.set_sync_debug_mode("warn" if on else "default")))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    found = [entry for entry in caught if "synchronizing CUDA operation" in str(entry.message)]
+    return Counter(f"{entry.filename}:{entry.lineno}" for entry in found)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize(
     "options",
@@ -99,12 +110,12 @@ def waits_of(trainer):
     ],
     ids=str,
 )
-def test_no_more_waits_than_sft(options, packing, tmp_path, monkeypatch):
+def test_no_more_waits_than_sft(options, packing, device, tmp_path, monkeypatch):
     monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: True)  # TRL's head as on a GPU
     rows = [row | {"weight": 1.5, "kind": row["prompt"][0]} for row in sample_rows(24)]
     common = {"max_steps": STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": MICRO_BATCHES}
-    common |= {"packing": packing, "max_length": 96, "logging_steps": 100, "optim": "sgd"}
-    shared = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
+    common |= {"packing": packing, "max_length": 96, "logging_steps": 100, "optim": "sgd", "use_cpu": device == "cpu"}
+    shared = {"bf16": False, "gradient_checkpointing": False, "report_to": "none"}
     arguments = SFTConfig(str(tmp_path), save_strategy="no", disable_tqdm=True, **shared, **common)
     found = []
     for kind, args in ((SFTTrainer, arguments), (BFTTrainer, build_config(tmp_path, **common, **options))):
@@ -115,9 +126,9 @@ def test_no_more_waits_than_sft(options, packing, tmp_path, monkeypatch):
             processing_class=build_tokenizer(),
             peft_config=LoraConfig(r=4, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"),
         )
-        found.append(waits_of(trainer))
+        found.append(waits_on_cpu(trainer) if device == "cpu" else waits_on_cuda(trainer))
     sft, bft = found
     forwards = STEPS * MICRO_BATCHES
-    assert sft.total() >= 8 * forwards  # the stand-in sees TRL's own
+    assert sft.total() >= 8 * forwards  # TRL's own are seen
     # An anchor needs the forward pass of the base model too, for whose mask transformers reads two values.
     assert bft.total() <= sft.total() + (2 * forwards if "anchor_coef" in options else 0), (bft, sft)
