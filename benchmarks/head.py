@@ -11,6 +11,7 @@ heads of three models, and Liger's fused head with its token scaling where it is
 
 import argparse
 import json
+import math
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,12 +78,12 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Seconds of forward and backward, and the bytes at their peak beyond the inputs."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    rng = torch.Generator().manual_seed(0)
+    drawn: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(0), "device": device}
     batch, length, width, vocabulary = (case[name] for name in ("batch", "length", "width", "vocabulary"))
-    weight = (torch.randn(vocabulary, width, generator=rng) * 0.05).to(device, dtype)
-    hidden = torch.randn(batch, length, width, generator=rng).to(device, dtype).requires_grad_()
-    labels = torch.randint(vocabulary, (batch, length), generator=rng)
-    labels = torch.where(torch.arange(length) >= length * (1 - case["fraction"]), labels, -100).to(device)
+    weight = (torch.randn(vocabulary, width, **drawn) * 0.05).to(dtype)
+    hidden = torch.randn(batch, length, width, **drawn).to(dtype).requires_grad_()
+    labels = torch.randint(vocabulary, (batch, length), **drawn)
+    labels[:, : math.ceil(length * (1 - case["fraction"]))] = -100
 
     chunk_bytes = CHUNK_BYTES["cpu" if device == "cpu" else "default"]
 

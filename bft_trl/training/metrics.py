@@ -112,7 +112,8 @@ def pool_sums(parts: Sequence[torch.Tensor], values: int) -> torch.Tensor:
 def stack_steps(steps: Sequence[torch.Tensor], values: int) -> torch.Tensor:
     """Concatenates sums along the first dimension. Earlier ones may lack the last column values."""
     missing = [zero_sums(len(step), 1 + values - step.shape[1], device=step.device) for step in steps]
-    return torch.cat([torch.cat(pair, dim=1) for pair in zip(steps, missing, strict=True)])
+    # With a model that is split over several GPUs, the sums of a batch are on that of the head.
+    return torch.cat([torch.cat(pair, dim=1).to(steps[0].device) for pair in zip(steps, missing, strict=True)])
 
 
 def gather_steps(steps: Sequence[torch.Tensor], values: int, accelerator: Any) -> torch.Tensor:
