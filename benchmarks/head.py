@@ -141,7 +141,7 @@ def show(out: Path, *, plot: bool) -> None:
     for (vocabulary, fraction), part in table[table["part"] == "table"].groupby(["vocabulary", "fraction"]):
         part = part.set_index("arm")
         for arm, row in part.iterrows():
-            trl, full = part.loc["trl"], part.reindex(["reference"]).iloc[0]  # full logits may not fit
+            trl, full = (part.reindex([name]).iloc[0] for name in ("trl", "reference"))  # one may not fit
             print(
                 f"| {vocabulary:,} | {fraction:.0%} | {ARMS[str(arm)]} | {row['seconds']:.3g} "
                 f"| {row['seconds'] / trl['seconds']:.2f} | {row['seconds'] / full['seconds']:.2f} "
@@ -189,12 +189,14 @@ def main() -> None:
     if options.case:
         answer(lambda: measure(options.case), options.memory_gib)
         return
-    gpu, out = options.device == "cuda", options.output_dir / "head.csv"
+    complete, gpu, out = True, options.device == "cuda", options.output_dir / "head.csv"
     if not options.plot:
         chosen = [case for case in cases(gpu=gpu, smoke=options.smoke) if options.only in (None, case["part"])]
         limits = {"repeats": 1 if options.smoke else options.repeats, "memory_gib": options.memory_gib}
-        measure_all(Path(__file__), chosen, **limits, out=out, measure=measure if gpu or options.smoke else None)
+        here = measure if gpu or options.smoke else None
+        complete = measure_all(Path(__file__), chosen, **limits, out=out, measure=here)
     show(out, plot=not (gpu or options.smoke))
+    sys.exit(not complete)
 
 
 if __name__ == "__main__":

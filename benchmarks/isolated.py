@@ -55,8 +55,8 @@ def measure_all(
     memory_gib: float,
     out: Path,
     measure: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-) -> None:
-    """Runs every case `repeats` times and writes a row for each run to `out`.
+) -> bool:
+    """Runs every case `repeats` times, writes a row for each run to `out`, and returns whether all succeeded.
 
     Until the last run they are in `out` with the ending .partial. Rows of other parts than those of `cases` stay. With
     `measure` the cases run in this process; one that fails has its error in its row, and the others run.
@@ -78,6 +78,7 @@ def measure_all(
             writer.writeheader()
             writer.writerows(rows)
     partial.replace(out)
+    return not any(row.get("error") for row in rows)
 
 
 def measure_alone(script: Path, case: dict[str, Any], memory_gib: float) -> dict[str, Any]:

@@ -219,7 +219,7 @@ def show(out: Path, *, plot: bool) -> None:
     steps = table[table["part"] == "table"]
     for (model, fraction), part in steps.groupby(["model", "fraction"], sort=False):
         part = part.set_index("arm")
-        sft, full = part.loc["trl_sft"], part.reindex(["reference"]).iloc[0]  # full logits may not fit
+        sft, full = (part.reindex([name]).iloc[0] for name in ("trl_sft", "reference"))  # one may not fit
         for arm, row in part.iterrows():
             print(
                 f"| {model} {fraction:.0%} | {ARMS[str(arm)]} | {row['seconds']:.3g} "
@@ -262,12 +262,14 @@ def main() -> None:
     if options.case:
         answer(lambda: measure(options.case), options.memory_gib)
         return
-    gpu, out = options.device == "cuda", options.output_dir / "step.csv"
+    complete, gpu, out = True, options.device == "cuda", options.output_dir / "step.csv"
     if not options.plot:
         chosen = [case for case in cases(gpu=gpu, smoke=options.smoke) if options.only in (None, case["part"])]
         limits = {"repeats": 1 if options.smoke else options.repeats, "memory_gib": options.memory_gib}
-        measure_all(Path(__file__), chosen, **limits, out=out, measure=measure if gpu or options.smoke else None)
+        here = measure if gpu or options.smoke else None
+        complete = measure_all(Path(__file__), chosen, **limits, out=out, measure=here)
     show(out, plot=not (gpu or options.smoke))
+    sys.exit(not complete)
 
 
 if __name__ == "__main__":

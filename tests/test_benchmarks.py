@@ -146,3 +146,17 @@ def test_targets_by_hand(tmp_path):
         "peak memory, of TRL's SFT": (1.0, 1.25),
         "packed, of padded, tokens a second": (2.0, 1.5),
     }
+
+
+def test_an_arm_that_fails_in_this_process_stops_no_other(tmp_path, capsys):
+    def measure(case):
+        if case["arm"] == "a":
+            raise NotImplementedError("no kernel\nfor this card")
+        return {"seconds": 2.0}
+
+    out = tmp_path / "rows.csv"
+    cases = [{"part": "p", "arm": arm} for arm in "ab"]
+    assert not isolated.measure_all(Path("x.py"), cases, repeats=1, memory_gib=1, out=out, measure=measure)
+    assert pd.read_csv(out)["error"].tolist()[0] == "NotImplementedError: no kernel"
+    assert isolated.medians(out, ["arm"], ["seconds"]).to_dict("records") == [{"arm": "b", "seconds": 2.0}]
+    assert "no kernel" in capsys.readouterr().err

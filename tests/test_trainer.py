@@ -205,10 +205,10 @@ def test_devices_precisions_and_layouts(attention, layout, precision, device, tm
     """Three steps and an evaluation agree with those of padded rows in float32 on the CPU, to the precision."""
     if device == "cpu" and (attention != "sdpa" or precision == "float16"):
         pytest.skip("needs a CUDA device")
+    if attention != "sdpa" and precision != "bfloat16":
+        pytest.skip("in bfloat16 only, which flash attention asks for; flex attention compiles for a long time")
     if attention == "flash_attention_2":
         pytest.importorskip("flash_attn")
-        if precision == "float32":
-            pytest.skip("flash attention has no float32")
     rows = sample_rows(8)
     here = {"use_cpu": device == "cpu", "bf16": precision == "bfloat16", "fp16": precision == "float16"}
     here |= {layout: True, "max_length": 96 if layout == "packing" else None} if layout != "padded" else {}

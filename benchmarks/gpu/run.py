@@ -67,7 +67,7 @@ def commands(options: argparse.Namespace) -> dict[str, tuple[int, list[str]]]:
     shared = ["--device", options.device, "--output_dir", str(out), *(["--smoke"] if options.smoke else [])]
     train = ["examples/train.py", "--output_dir", str(out / "demo"), "--overwrite_output_dir"]
     found = {
-        "cuda": (400, [*pytest, "-m", "cuda", *cuda, *(["--collect-only"] if options.smoke else [])]),
+        "cuda": (600, [*pytest, "-m", "cuda", *cuda, *(["--collect-only"] if options.smoke else [])]),
         "head": (300, ["benchmarks/head.py", "--only", "table", "--repeats", "1", *shared]),
         "step": (400, ["benchmarks/step.py", "--repeats", "1", *shared]),
         "weighting": (200, ["benchmarks/weighting.py", *shared]),
@@ -187,6 +187,8 @@ def main() -> None:
     options.parts = options.parts or (PARTS[:-1] if options.smoke else PARTS)
     end, outcomes = time.monotonic() + 60 * options.minutes, list[Outcome]()
     for name, (limit, command) in commands(options).items():
+        for file in options.output_dir.glob(f"{name}.csv*"):  # of an earlier run
+            file.unlink()
         left = max(min(limit, end - time.monotonic()), 1)
         outcomes.append(run_part(name, command, left, options.output_dir / f"{name}.log"))
         print(*outcomes[-1], sep=", ", flush=True)

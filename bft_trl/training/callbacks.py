@@ -68,7 +68,7 @@ class FiniteCheck(TrainerCallback):
     def check_losses(self, step: int) -> None:
         """Raises FloatingPointError if the nll of a sample of the micro-batches is not finite."""
         sums, rows = zip(*self.batches, strict=True)
-        numbers = torch.cat([part.cpu() for part in rows]) if None not in rows else None
+        numbers = torch.cat([part.cpu() for part in rows]) if rows[0] is not None else None
         check_finite(torch.cat([part.cpu() for part in sums]), numbers, step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
