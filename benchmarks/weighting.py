@@ -4,30 +4,35 @@
 
 Times a whole step of the demo's model (NF4, LoRA on all linear layers) and, on log-probabilities of the same shape,
 all that BFT adds to TRL's code: gathering the supervised tokens, weights, reduction, its backward pass, and the
-metrics. Medians; rows are written to weighting.csv beside this file. Runs on a GPU where there is one.
+metrics. Medians; rows are written to weighting.csv. On a GPU: bfloat16 models with random weights.
 """
 
+import argparse
 import csv
 import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from datasets import Dataset
+from isolated import add_options, parse, timed
 from peft import LoraConfig
+from shapes import random_model, tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BitsAndBytesConfig
 
 from bft_trl import BFTConfig, BFTTrainer
 from bft_trl.models import demo_model
-from bft_trl.training.metrics import zero_sums
+from bft_trl.training.metrics import device_of_sums, zero_sums
 from bft_trl.weighting import supervised_tokens, token_and_sample_weights
 
-SHAPES = ((4, 256), (1, 1024))  # batch x tokens, a quarter of them supervised
-REPEATS = 3
+# Model (the demo's, or with random weights), batch x tokens, a quarter of them supervised.
+CASES: dict[str, list[tuple[str | None, int, int]]] = {
+    "cpu": [(None, 4, 256), (None, 1, 1024)],
+    "cuda": [("SmolLM2-135M", 8, 1024), ("Qwen2.5-0.5B", 8, 1024)],
+    "smoke": [("smoke", 2, 64)],
+}
 
 
 class LargestTensor(TorchDispatchMode):
@@ -45,17 +50,10 @@ class LargestTensor(TorchDispatchMode):
 
 def seconds(action: Callable[[], Any], repeats: int) -> float:
     """Median time of `action`, after one call to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        action()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return statistics.median([timed(action) for _ in range(repeats + 1)][1:])
 
 
-def measure(folder: str, version: str, batch: int, length: int) -> dict[str, Any]:
+def measure(folder: str, version: str, model: str | None, batch: int, length: int) -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     args = BFTConfig(
         folder,
@@ -70,22 +68,25 @@ def measure(folder: str, version: str, batch: int, length: int) -> dict[str, Any
         report_to="none",
         disable_tqdm=True,
     )
-    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    options = {"model": demo_model().path, "quantization_config": nf4} if model is None else {}
+    if model is not None:
+        dtype = torch.bfloat16 if gpu else torch.float32
+        options = {"model": random_model(model, dtype), "processing_class": tokenizer()}
     rng = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, 40_000, (batch, length), generator=rng)
+    ids = torch.randint(2, 300, (batch, length), generator=rng)
     labels = torch.where(torch.arange(length) >= length * 3 // 4, ids, -100)
     trainer = BFTTrainer(
-        demo_model().path,
+        **options,
         args=args,
         train_dataset=Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()}),
-        quantization_config=quantization,
         peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     trainer.train()  # prepares model and optimizer, and leaves a step's sums open for the metrics
     trainer.model.train()
-    trainer._step_sums.append(zero_sums(1, 1))
+    trainer._step_sums.append(zero_sums(1, 1, device=device_of_sums(args.device)))
     inputs = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
-    step = seconds(lambda: trainer.training_step(trainer.model_wrapped, dict(inputs), batch), REPEATS)
+    step = seconds(lambda: trainer.training_step(trainer.model_wrapped, dict(inputs), batch), 20 if gpu else 3)
 
     mask = (labels[:, 1:] != -100).to(trainer.args.device)
     log_probs = (-3 * torch.rand(batch, length - 1, generator=rng)).to(mask.device).requires_grad_()
@@ -101,6 +102,7 @@ def measure(folder: str, version: str, batch: int, length: int) -> dict[str, Any
         ours()
     return {
         "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "model": model or "demo, NF4",
         "version": version,
         "batch": batch,
         "length": length,
@@ -113,13 +115,16 @@ def measure(folder: str, version: str, batch: int, length: int) -> dict[str, Any
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    options = parse(parser)
     rows: list[dict[str, Any]] = []
     for version in ("v1", "v3"):
-        for batch, length in SHAPES:
+        for model, batch, length in CASES["smoke" if options.smoke else options.device]:
             with TemporaryDirectory() as folder:
-                rows.append(measure(folder, version, batch, length))
+                rows.append(measure(folder, version, model, batch, length))
             print(rows[-1])
-            with Path(__file__).with_suffix(".csv").open("w", newline="") as file:  # after each: a kill loses nothing
+            with (options.output_dir / "weighting.csv").open("w", newline="") as file:  # a kill loses nothing
                 writer = csv.DictWriter(file, rows[0], lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)

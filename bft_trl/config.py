@@ -116,6 +116,13 @@ class BFTConfig(SFTConfig):
             "hard-samples`. The log holds numbers only, and `push_to_hub` skips it."
         },
     )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "As in `transformers`, where it is True: it reads the loss of every micro-batch from the device. "
+            "Here a loss that is not finite ends the training."
+        },
+    )
 
     def __post_init__(self) -> None:
         self._check_objective()

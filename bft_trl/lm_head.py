@@ -80,10 +80,11 @@ def frozen_log_probs(
             f"`hidden` {tuple(hidden.shape)}, `weight` {tuple(weight.shape)} and `targets` {tuple(targets.shape)} "
             "must have the shapes (N, H), (V, H) and (N,)."
         )
-    if len(targets) and not 0 <= targets.min() <= targets.max() < len(weight):
+    low, high = torch.stack(targets.aminmax()).tolist() if len(targets) else (0, 0)  # one read from the device
+    if not 0 <= low <= high < len(weight):
         raise ValueError(
-            f"The labels hold ids from {targets.min()} to {targets.max()}, but the model's vocabulary has "
-            f"{len(weight)}. Use the tokenizer of this model, and -100 for tokens that are not supervised."
+            f"The labels hold ids from {low} to {high}, but the model's vocabulary has {len(weight)}. Use the "
+            "tokenizer of this model, and -100 for tokens that are not supervised."
         )
     if chunk_bytes is None:
         chunk_bytes = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["default"])

@@ -116,14 +116,16 @@ def use_frozen_head(model: Any) -> None:
         head = self.get_output_embeddings()  # looked up on each call: FSDP replaces its parameters
         hidden, labels = hidden.to(head.weight.device), labels.to(head.weight.device)
         mask = labels != -100
+        supervised = mask.nonzero(as_tuple=True)  # a mask as index would wait for the device anew at every use
         if states_only:
-            return hidden[mask]
+            return hidden[supervised]
         weight, bias = (part.full_tensor() if isinstance(part, DTensor) else part for part in (head.weight, head.bias))
         with maybe_gather_lm_head_ctx(weight, bias):
-            scores = frozen_log_probs(hidden[mask], weight, labels[mask], bias=bias, logit_scale=scale, **requested)
-        # `masked_scatter` of nothing stays connected to the model: a fully masked batch has a gradient of zero.
+            states, targets = hidden[supervised], labels[supervised]
+            scores = frozen_log_probs(states, weight, targets, bias=bias, logit_scale=scale, **requested)
+        # `index_put` of nothing stays connected to the model: a fully masked batch has a gradient of zero.
         per_token = {
-            name: score.new_zeros(mask.shape).masked_scatter(mask, score)
+            name: score.new_zeros(mask.shape).index_put(supervised, score)
             for name, score in zip(TokenScores._fields, scores, strict=True)
             if score is not None
         }

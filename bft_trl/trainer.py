@@ -101,7 +101,8 @@ class BFTTrainer(SFTTrainer):
         self._add_callbacks_and_columns(args)
 
     def _add_callbacks_and_columns(self, args: BFTConfig) -> None:
-        self.add_callback(run_callbacks.GradientCheck())
+        self._finite_check = run_callbacks.FiniteCheck()
+        self.add_callback(self._finite_check)
         self.add_callback(run_callbacks.RunWarnings(args))
         if self._columns:
             self.data_collator: Any = rows.RowCollator.of(self.data_collator)
@@ -120,10 +121,12 @@ class BFTTrainer(SFTTrainer):
         if self.args.loss_type == "bft":  # also for a rank without batches: the others wait for its count
             ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
             mask_repeated_rows(batches, self.accelerator.gradient_state, ranks=ranks, rank=rank)
-            count = torch.tensor(sum(map(count_samples, batches)), device=device)
-            num_items = self.accelerator.reduce(count, reduction="sum")
+            counts = [count_samples(batch).to(device) for batch in batches]
+            num_items = self.accelerator.reduce(
+                sum(counts, torch.zeros((), dtype=torch.long, device=device)), reduction="sum"
+            )
         if self.args.logging_strategy != "no":
-            self._step_sums.append(metrics.zero_sums(1, 1))
+            self._step_sums.append(metrics.zero_sums(1, 1, device=metrics.device_of_sums(device)))
         return batches, num_items
 
     def compute_loss(
@@ -146,9 +149,10 @@ class BFTTrainer(SFTTrainer):
         result = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
         fused = forward.fused_output
         tokens = supervised_tokens(fused.log_probs, fused.label_mask, target_documents(inputs))
-        numbers = {name: rows.sample_numbers(values, tokens, fused.label_mask) for name, values in columns.items()}
-        top_entropy = fused.top_entropy[fused.label_mask] if eaft else None
-        kl = fused.kl[fused.label_mask] if self.args.anchor_coef else None
+        width = fused.label_mask.shape[1]
+        numbers = {name: rows.sample_numbers(values, tokens, width) for name, values in columns.items()}
+        top_entropy = fused.top_entropy.flatten()[tokens.position] if eaft else None
+        kl = fused.kl.flatten()[tokens.position] if self.args.anchor_coef else None
         weights = token_and_sample_weights(
             tokens.log_probs, tokens.lengths, **self.args.weighting(), top_entropy=top_entropy
         )
@@ -171,12 +175,12 @@ class BFTTrainer(SFTTrainer):
         "bft": the mean over samples of s/L sum_t w_t (-log c_t). The others: the mean over tokens of w_t (-log c_t).
         The divergence `kl` from the base model has the same mean, without weights.
         """
-        over_samples, scale = self.args.loss_type == "bft", weights.token
+        over_samples, scale, size = self.args.loss_type == "bft", weights.token, len(tokens.log_probs)
         if over_samples:
-            scale = (weights.sample / tokens.lengths).repeat_interleave(tokens.lengths) * scale
-            kl = None if kl is None else kl / tokens.lengths.repeat_interleave(tokens.lengths)
+            scale = (weights.sample / tokens.lengths).repeat_interleave(tokens.lengths, output_size=size) * scale
+            kl = None if kl is None else kl / tokens.lengths.repeat_interleave(tokens.lengths, output_size=size)
         if num_items is None:
-            num_items = len(tokens.lengths if over_samples else tokens.log_probs)
+            num_items = tokens.lengths.new_full((), len(tokens.lengths) if over_samples else size)
             ranks = 1
         else:  # DDP averages the gradients over the ranks
             ranks = self.accelerator.num_processes if over_samples or self.args.average_tokens_across_devices else 1
@@ -195,20 +199,22 @@ class BFTTrainer(SFTTrainer):
         kl: torch.Tensor | None = None,
     ) -> None:
         """Adds the batch to the metrics and to the sample log."""
-        numbers = {name: values.cpu() for name, values in numbers.items()}
         bft = self.args.loss_type == "bft"
         sums = metrics.sum_by_sample(tokens, weights, mean_over_samples=bft, kl=kl, anchor_coef=self.args.anchor_coef)
-        by_row = metrics.sum_by_row(sums, tokens.row.cpu(), batch_rows, numbers.get(rows.VALUE), len(self._values))
+        row, numbers = tokens.row.to(sums.device), {name: part.to(sums.device) for name, part in numbers.items()}
+        by_row = metrics.sum_by_row(sums, row, batch_rows, numbers.get(rows.VALUE), len(self._values))
         if not self.model.training:
             if self.accelerator.num_processes > 1:  # by row, so that rows that a sampler repeats are left out
-                by_row = self.accelerator.gather_for_metrics(by_row.to(self.accelerator.device)).cpu()
+                by_row = self.accelerator.gather_for_metrics(by_row.to(self.accelerator.device))
             self._eval_sums.append(metrics.pool_sums([by_row], len(self._values)))
             return
         step = self.state.global_step + 1
-        run_callbacks.check_finite(sums, numbers.get(rows.ROW), step)
+        self._finite_check.batches.append((sums, numbers.get(rows.ROW)))
+        if self.is_deepspeed_enabled:  # its backward pass takes the step
+            self._finite_check.check_losses(step)
         self._step_sums[-1:] = [metrics.pool_sums([*self._step_sums[-1:], by_row], len(self._values))]
         if self._sample_log:
-            self._sample_log.add(numbers[rows.ROW], sums, weights.weakest.cpu(), int(self.state.epoch or 0), step)
+            self._sample_log.add(numbers[rows.ROW], sums, weights.weakest, int(self.state.epoch or 0), step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # The last log of a run, with "train_loss", holds the steps since the last multiple of `logging_steps`.
@@ -223,7 +229,7 @@ class BFTTrainer(SFTTrainer):
         prefix = kwargs.get("metric_key_prefix", args[2] if len(args) > 2 else "eval")
         outer, self._eval_sums = self._eval_sums, []  # `compute_metrics` may evaluate as well
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
-        sums, self._eval_sums = metrics.pool_sums(self._eval_sums, len(self._values)), outer
+        sums, self._eval_sums = metrics.pool_sums(self._eval_sums, len(self._values)).cpu(), outer
         found = metrics.all_metrics(sums, self._values, anchor=bool(self.args.anchor_coef))
         if not math.isfinite(found.get("nll", 0)):
             logger.warning("The loss is not finite in the evaluation.")

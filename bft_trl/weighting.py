@@ -29,6 +29,7 @@ class SupervisedTokens(NamedTuple):
     log_probs: torch.Tensor  # (N,) nats, keeps its gradient
     lengths: torch.Tensor  # (B,) supervised tokens of each sample, at least 1
     row: torch.Tensor  # (B,) the row of the batch that holds the sample
+    position: torch.Tensor  # (N,) index of each token in the flattened batch
 
 
 class Weights(NamedTuple):
@@ -56,15 +57,31 @@ def supervised_tokens(
         The tokens in reading order. Documents without a supervised token are not samples. An empty batch gives
         N = B = 0 and is connected to the graph, so that a fully masked micro-batch has a gradient of zero.
     """
-    rows, columns = mask.nonzero(as_tuple=True)
-    starts = torch.ones_like(rows, dtype=torch.bool)
-    starts[1:] = rows[1:] != rows[:-1]
-    if document is not None:
-        documents = document[rows, columns]
-        starts[1:] |= documents[1:] != documents[:-1]
-    first = starts.nonzero().squeeze(1)
-    end = torch.cat([first[1:], first.new_tensor([len(rows)])[: len(first)]])
-    return SupervisedTokens(log_probs[rows, columns], end - first, rows[first])
+    starts = sample_starts(mask, document).flatten()
+    # The host waits for the device here, and nowhere else in this module.
+    tokens, samples = torch.stack([mask.sum(), starts.sum()]).tolist()
+    position = _true_positions(mask.flatten(), tokens)
+    first = _true_positions(starts[position], samples)
+    end = torch.cat([first[1:], first.new_full((min(samples, 1),), tokens)])
+    row = position[first] // max(mask.shape[1], 1)
+    return SupervisedTokens(log_probs.flatten()[position], end - first, row, position)
+
+
+def sample_starts(mask: torch.Tensor, document: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns whether each token is the first supervised one of its sample, (B, S) bool.
+
+    Args:
+        mask, document: as in [`supervised_tokens`].
+    """
+    number = mask.long() if document is None else (document - document[:, :1] + 1) * mask
+    before = torch.cat([number.new_zeros(len(number), 1), number.cummax(1).values], dim=1)[:, :-1]
+    return number > before
+
+
+def _true_positions(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """Returns the positions of the `count` true values of `mask`, (N,) -> (count,): `nonzero` of a known size."""
+    index = (mask.cumsum(0) - 1).masked_fill(~mask, count)  # `torch.where` would copy the number to the device
+    return index.new_empty(count + 1).scatter_(0, index, torch.arange(len(mask), device=mask.device))[:count]
 
 
 def window_means(values: torch.Tensor, first: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
@@ -180,7 +197,7 @@ _Windows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def _full_windows(log_probs: torch.Tensor, lengths: torch.Tensor, *, group_size: int, mean: str) -> _Windows:
     """The v1 windows: `group_size` tokens from each one on."""
-    first, end = _sample_bounds(lengths)
+    first, end = _sample_bounds(lengths, len(log_probs))
     position = torch.arange(len(log_probs), device=log_probs.device)
     # Windows that would end after the sample are moved to its end, so that all windows are full.
     left = torch.maximum(torch.minimum(position, end - group_size), first)
@@ -194,7 +211,7 @@ def _full_windows(log_probs: torch.Tensor, lengths: torch.Tensor, *, group_size:
 
 def _centered_windows(log_probs: torch.Tensor, lengths: torch.Tensor, *, group_size: int) -> _Windows:
     """The v3 windows: `group_size` tokens centered on each one."""
-    first, end = _sample_bounds(lengths)
+    first, end = _sample_bounds(lengths, len(log_probs))
     position = torch.arange(len(log_probs), device=log_probs.device)
     left = torch.maximum(position - group_size // 2, first)
     right = torch.minimum(position + (group_size + 1) // 2, end)
@@ -207,19 +224,20 @@ def _first_window(windows: _Windows, minimum: torch.Tensor, lengths: torch.Tenso
     values, left, right = windows
     position = torch.arange(len(values), device=values.device)
     # NaN equals nothing: then the last window is taken, and the check of the loss raises.
-    found = torch.where(values == minimum.repeat_interleave(lengths), position, len(values) - 1)
+    others = values != minimum.repeat_interleave(lengths, output_size=len(values))
+    found = position.masked_fill(others, len(values) - 1)
     at = _minimum_per_sample(found, lengths)
     start = lengths.cumsum(0) - lengths
     return torch.stack([left[at] - start, right[at] - start], dim=1).clamp(min=0)
 
 
-def _sample_bounds(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First position of each token's sample, and the one behind its last: two (N,) tensors."""
-    end = lengths.cumsum(0)
-    return (end - lengths).repeat_interleave(lengths), end.repeat_interleave(lengths)
+def _sample_bounds(lengths: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """First position of each of the `size` tokens' sample, and the one behind its last: two (N,) tensors."""
+    end = lengths.cumsum(0).repeat_interleave(lengths, output_size=size)
+    return end - lengths.repeat_interleave(lengths, output_size=size), end
 
 
 def _minimum_per_sample(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """(N,) -> (B,)"""
-    sample = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    sample = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths, output_size=len(values))
     return values.new_zeros(len(lengths)).scatter_reduce(0, sample, values, "amin", include_self=False)

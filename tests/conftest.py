@@ -25,6 +25,10 @@ settings.register_profile("short", max_examples=100, deadline=None, derandomize=
 settings.register_profile("long", max_examples=10_000, deadline=None)
 settings.load_profile("short")
 
+# For tests that run on the CPU and, where there is one, on a GPU: `pytest -m cuda`.
+NEEDS_CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]
+
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<bos>' + message['role'] + ':' + message['content'] + '<eos>' }}{% endfor %}"

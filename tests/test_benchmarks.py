@@ -1,6 +1,7 @@
 """Benchmarks compare like with like: every arm of the loss head has the same gradient."""
 
 import mmap
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import head
 import isolated
 import memory
+from gpu import run
 
 
 @pytest.mark.parametrize("fraction", [0.4, 1.0])
@@ -102,3 +104,59 @@ def test_a_leak_in_the_process_is_seen():
         samples.append((step, isolated.resident() / 1024))
     found = memory.growth(pd.DataFrame(samples, columns=["step", "kib"]))
     assert found["slope"] == pytest.approx(64, rel=0.15)
+
+
+# --- make gpu --------------------------------------------------------------------------------------------------------
+
+
+def test_the_gpu_run_on_a_cpu(tmp_path):
+    """With tiny shapes every part passes, and the summary has every target but that of the gene sets."""
+    command = [sys.executable, run.__file__, "--device", "cpu", "--smoke", "--output_dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    text = (tmp_path / "summary.md").read_text()
+    for part in run.PARTS[:-1]:
+        assert f"| {part} | passed |" in text
+    for target in ("head, of two", "step, of TRL's", "peak memory, of TRL's", "BFT's own work"):
+        assert f"| {target}" in text
+
+
+def test_a_part_that_fails_or_does_not_end(tmp_path):
+    failed = run.run_part("a", ["-c", "print('x | y'); raise SystemExit(3)"], 30, tmp_path / "a.log")
+    assert (failed.result, failed.last_line) == ("failed, exit code 3", "x / y")
+    ended = run.run_part("b", ["-c", "import time; time.sleep(60)"], 1, tmp_path / "b.log")
+    assert ended.result == "out of time at 1 s"
+    assert ended.seconds < 30
+
+
+def test_targets_by_hand(tmp_path):
+    """A head of 1.2 times its products, a step of 0.8 of SFT's, packing 1.5 times; out of memory is not a number."""
+    (tmp_path / "head.csv").write_text(
+        "vocabulary,width,fraction,arm,seconds,out_of_memory\n9,4,1,frozen,1.2,\n9,4,1,two_products,1,\n9,4,1,trl,,True\n"
+    )
+    (tmp_path / "step.csv.partial").write_text(
+        "part,model,fraction,data,packing,arm,seconds,peak_bytes,tokens_per_second\n"
+        "table,Qwen,1,,,bft_frozen,0.8,5,1\ntable,Qwen,1,,,trl_sft,1,4,1\n"
+        "packing,,,gene sets,False,bft_frozen,1,1,100\npacking,,,gene sets,True,bft_frozen,1,1,150\n"
+    )
+    found = {target.name: (target.limit, target.value) for target in run.targets(tmp_path)}
+    assert found == {
+        "head, of two bare products": (1.25, 1.2),
+        "step, of TRL's SFT": (0.9, 0.8),
+        "peak memory, of TRL's SFT": (1.0, 1.25),
+        "packed, of padded, tokens a second": (2.0, 1.5),
+    }
+
+
+def test_an_arm_that_fails_in_this_process_stops_no_other(tmp_path, capsys):
+    def measure(case):
+        if case["arm"] == "a":
+            raise NotImplementedError("no kernel\nfor this card")
+        return {"seconds": 2.0}
+
+    out = tmp_path / "rows.csv"
+    cases = [{"part": "p", "arm": arm} for arm in "ab"]
+    assert not isolated.measure_all(Path("x.py"), cases, repeats=1, memory_gib=1, out=out, measure=measure)
+    assert pd.read_csv(out)["error"].tolist()[0] == "NotImplementedError: no kernel"
+    assert isolated.medians(out, ["arm"], ["seconds"]).to_dict("records") == [{"arm": "b", "seconds": 2.0}]
+    assert "no kernel" in capsys.readouterr().err

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import DEVICES, build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 
-from bft_trl.demo import AFTER, BEFORE, Named, name_gene_sets, report_names, write_names
+from bft_trl import BFTTrainer
+from bft_trl.demo import AFTER, BEFORE, Named, answer_prompts, name_gene_sets, report_names, write_names
 from bft_trl.evaluation.names import Scorer
 
 SETS = Dataset.from_dict(
@@ -56,6 +58,22 @@ def test_report_by_hand(report):
     deviations = (200 / 9) ** 2 + 2 * (100 / 9) ** 2
     assert table.loc[BEFORE, "standard_error"] == pytest.approx((deviations / 2) ** 0.5 / 3**0.5)
     assert report.examples.loc[0].tolist() == ["x", "(no name)", "near x"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_answers_of_a_trained_model_do_not_depend_on_the_batch(device, tmp_path):
+    trainer = BFTTrainer(
+        build_model(),
+        args=build_config(tmp_path, max_steps=1, use_cpu=device == "cpu"),
+        train_dataset=Dataset.from_list(sample_rows(8)),
+        processing_class=build_tokenizer(),
+    )
+    trainer.train()
+    assert trainer.model.device.type == device
+    prompts = ["aabb", "cccccccc d"]
+    answers = answer_prompts(trainer, prompts)
+    assert all(answers)
+    assert answers == [answer_prompts(trainer, [prompt])[0] for prompt in prompts]
 
 
 def test_report_is_added_to_the_card(report, tmp_path):

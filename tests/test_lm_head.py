@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import reference
 import torch
-from conftest import build_config, build_model, build_tokenizer, sample_rows
+from conftest import DEVICES, build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
 from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -251,21 +251,29 @@ def test_the_formula_that_benchmarks_time_is_the_loop_reference(group_size):
     assert reference.bft_loss_full_logits(logits, labels, group_size=group_size).item() == pytest.approx(expected)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_scores_and_gradients_on_cuda(dtype):
+def test_every_score_at_once(dtype, device):
+    """With a bias, a factor, a reference and the entropy of the top words; in two chunks."""
     hidden, weight, targets, shift, counts = draw(33, 123, 32, dtype, bias=True)
-    reference_hidden = hidden.detach().clone().requires_grad_()
-    log_probs, entropy, _ = reference.head_scores(reference_hidden, weight, targets, shift, 0.6)
-    (log_probs * counts).sum().backward()
-    on_card = hidden.detach().cuda().requires_grad_()
-    scores = frozen_log_probs(on_card, weight.cuda(), targets.cuda(), bias=shift.cuda(), logit_scale=0.6)
-    (scores.log_probs * counts.cuda()).sum().backward()
+    base = draw(33, 123, 32, dtype, seed=1)[0].detach()
+    there = hidden.detach().clone().requires_grad_()
+    log_probs, entropy, _ = reference.head_scores(there, weight, targets, shift, 0.6)
+    kl, top_entropy = reference.head_extras(there, base, weight, shift, 0.6)
+    (log_probs * counts + kl * counts.flip(0)).sum().backward()
+    here, weight, targets, shift, base, counts = (
+        part.detach().to(device) for part in (hidden, weight, targets, shift, base, counts)
+    )
+    here.requires_grad_()
+    options = {"bias": shift, "logit_scale": 0.6, "reference": base, "top_entropy": True}
+    scores = frozen_log_probs(here, weight, targets, chunk_bytes=20 * 123 * 16, **options)
+    (scores.log_probs * counts + scores.kl * counts.flip(0)).sum().backward()
     near, near_gradient = TOLERANCE[dtype]
-    torch.testing.assert_close(scores.log_probs.double().cpu(), log_probs, atol=near, rtol=0)
-    torch.testing.assert_close(scores.entropy.double().cpu(), entropy, atol=near, rtol=0)
-    torch.testing.assert_close(on_card.grad.double().cpu(), reference_hidden.grad.double(), atol=near_gradient, rtol=0)
+    expected = {"log_probs": log_probs, "entropy": entropy, "kl": kl, "top_entropy": top_entropy}
+    for name, values in expected.items():
+        found = getattr(scores, name).detach().double().cpu()
+        torch.testing.assert_close(found, values.detach(), atol=near, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
+    torch.testing.assert_close(here.grad.double().cpu(), there.grad.double(), atol=near_gradient, rtol=0)
 
 
 # --- inside a model --------------------------------------------------------------------------------------------------

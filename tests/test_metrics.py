@@ -14,7 +14,12 @@ from bft_trl.training.metrics import (
 from bft_trl.weighting import SupervisedTokens, Weights
 
 # Row 0 holds samples of 2 and 1 tokens, row 2 one of 1 token, row 1 none.
-TOKENS = SupervisedTokens(torch.tensor([-1.0, -3.0, -2.0, -4.0]), torch.tensor([2, 1, 1]), torch.tensor([0, 0, 2]))
+TOKENS = SupervisedTokens(
+    log_probs=torch.tensor([-1.0, -3.0, -2.0, -4.0]),
+    lengths=torch.tensor([2, 1, 1]),
+    row=torch.tensor([0, 0, 2]),
+    position=torch.tensor([0, 1, 2, 6]),
+)
 WEIGHTS = Weights(
     token=torch.tensor([0.5, 0.1, 0.2, 1.0]),
     sample=torch.tensor([1.0, 0.5, 0.25]),

@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from bft_trl import BFTTrainer
-from bft_trl.training.callbacks import GradientCheck
+from bft_trl.training.callbacks import FiniteCheck
 from bft_trl.training.rows import COLUMNS, MAX_VALUES, ROW, VALUE, RowColumns
 
 
@@ -245,7 +245,7 @@ def test_float16_skips_a_step_with_a_warning(caplog):
     model = torch.nn.Linear(1, 1)
     model.weight.grad = torch.tensor([[float("inf")]])
     optimizer = SimpleNamespace(scaler=object())
-    GradientCheck().on_pre_optimizer_step(None, SimpleNamespace(global_step=0), None, model=model, optimizer=optimizer)
+    FiniteCheck().on_pre_optimizer_step(None, SimpleNamespace(global_step=0), None, model=model, optimizer=optimizer)
     assert "not finite at step 1; the loss scaling of float16 skips it" in caplog.text
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from accelerate.state import GradientState
 
-from bft_trl.weighting import supervised_tokens
+from bft_trl.weighting import sample_starts
 
 
 class RecordingForward:
@@ -56,10 +56,9 @@ def target_documents(inputs: dict[str, Any]) -> torch.Tensor | None:
     return None
 
 
-def count_samples(batch: dict[str, Any]) -> int:
-    """Returns the number of documents with a supervised token."""
-    mask = batch["labels"][:, 1:] != -100
-    return len(supervised_tokens(mask, mask, target_documents(batch)).lengths)
+def count_samples(batch: dict[str, Any]) -> torch.Tensor:
+    """Returns the number of documents with a supervised token, a scalar on the device of the batch."""
+    return sample_starts(batch["labels"][:, 1:] != -100, target_documents(batch)).sum()
 
 
 def mask_repeated_rows(batches: list[dict[str, Any]], state: GradientState, *, ranks: int, rank: int) -> None:

@@ -62,16 +62,32 @@ def check_finite(sums: torch.Tensor, rows: torch.Tensor | None, step: int) -> No
     )
 
 
-class GradientCheck(TrainerCallback):
-    """Stops the training before a step whose gradient is not finite."""
+class FiniteCheck(TrainerCallback):
+    """Stops the training before a step whose loss or gradient is not finite, with one read from the device."""
+
+    def __init__(self) -> None:
+        # Of each micro-batch of the step: the sums of `sum_by_sample`, and the row numbers with `log_samples`.
+        self.batches: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+
+    def check_losses(self, step: int) -> None:
+        """Raises FloatingPointError if the nll of a sample of the micro-batches is not finite."""
+        sums, rows = zip(*self.batches, strict=True)
+        numbers = torch.cat([part.cpu() for part in rows]) if rows[0] is not None else None
+        check_finite(torch.cat([part.cpu() for part in sums]), numbers, step)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.batches.clear()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         gradients = [parameter.grad for parameter in kwargs["model"].parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        if norm.isfinite():
+        losses = [sums[:, SUMS.index("nll")].isfinite().all().to(norm.device) for sums, _ in self.batches]
+        if torch.stack([norm.isfinite(), *losses]).all():
             return
+        if self.batches:
+            self.check_losses(state.global_step + 1)
         message = f"The gradient is not finite at step {state.global_step + 1}"
         if getattr(kwargs["optimizer"], "scaler", None) is None:
             raise FloatingPointError(

@@ -24,11 +24,16 @@ SUMS = (
 METRICS_BY_VALUE = ("nll", "sample_weight", "group_confidence")
 
 
-def zero_sums(*shape: int) -> torch.Tensor:
-    """Returns (*shape, len(SUMS) + 1) sums over no samples, float64 on the CPU (MPS has no float64)."""
-    sums = torch.zeros(*shape, len(SUMS) + 1, dtype=torch.float64)
+def zero_sums(*shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Returns (*shape, len(SUMS) + 1) sums over no samples, float64."""
+    sums = torch.zeros(*shape, len(SUMS) + 1, dtype=torch.float64, device=device)
     sums[..., -1] = torch.inf
     return sums
+
+
+def device_of_sums(device: torch.device) -> torch.device:
+    """Returns where the sums over a batch on `device` are kept until they are logged: MPS has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def sum_by_sample(
@@ -39,21 +44,23 @@ def sum_by_sample(
     kl: torch.Tensor | None = None,
     anchor_coef: float = 0.0,
 ) -> torch.Tensor:
-    """Returns (B, len(SUMS) + 1) sums of each sample of a batch, float64 on the CPU.
+    """Returns (B, len(SUMS) + 1) sums of each sample of a batch, float64 on its device (of MPS: on the CPU).
 
     `mean_over_samples` says whether the objective is a mean over samples (bft) or over tokens (the others). `kl` (N,)
     is the divergence of each token from the base model, which the objective contains `anchor_coef` times.
     """
-    tokens = SupervisedTokens(*(part.detach().cpu() for part in tokens))
-    weights = Weights(*(part.detach().cpu() for part in weights))
+    device = device_of_sums(tokens.log_probs.device)
+    tokens = SupervisedTokens(*(part.detach().to(device) for part in tokens))
+    weights = Weights(*(part.detach().to(device) for part in weights))
     nll = -tokens.log_probs.double()
-    sample = torch.arange(len(tokens.lengths)).repeat_interleave(tokens.lengths)
+    sample = torch.arange(len(tokens.lengths), device=device)
+    sample = sample.repeat_interleave(tokens.lengths, output_size=len(nll))
 
     def per_sample(values: torch.Tensor) -> torch.Tensor:
         return nll.new_zeros(len(tokens.lengths)).index_add(0, sample, values.double())
 
     weighted = per_sample(weights.token.double() * nll)
-    anchor = torch.zeros_like(weighted) if kl is None else per_sample(kl.detach().cpu())
+    anchor = torch.zeros_like(weighted) if kl is None else per_sample(kl.detach().to(device))
     objective = (weights.sample * weighted if mean_over_samples else weighted) + anchor_coef * anchor
     columns = {
         "samples": torch.ones_like(weighted),
@@ -72,7 +79,7 @@ def sum_by_sample(
 
 def sum_by_index(sums: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
     """(B, len(SUMS) + 1) sums of samples, (B,) index in [0, count) -> (count, len(SUMS) + 1)."""
-    result = zero_sums(count)
+    result = zero_sums(count, device=sums.device)
     result[:, :-1].index_add_(0, index, sums[:, :-1])
     result[:, -1] = result[:, -1].scatter_reduce(0, index, sums[:, -1], "amin")
     return result
@@ -90,27 +97,30 @@ def sum_by_row(
     """
     result = sum_by_index(sums, row, rows)[:, None]
     if value is None or not values:
-        return torch.cat([result, zero_sums(rows, values)], dim=1)
+        return torch.cat([result, zero_sums(rows, values, device=sums.device)], dim=1)
     by_value = sum_by_index(sums, row * values + value, rows * values)
     return torch.cat([result, by_value.unflatten(0, (rows, values))], dim=1)
 
 
 def pool_sums(parts: Sequence[torch.Tensor], values: int) -> torch.Tensor:
     """Returns the sums of several parts as one, (n, 1 + <=values, len(SUMS) + 1) each -> (1, 1 + values, ...)."""
-    sums = stack_steps([zero_sums(1, 1 + values), *parts], values)
+    device = parts[0].device if parts else "cpu"
+    sums = stack_steps([zero_sums(1, 1 + values, device=device), *parts], values)
     return torch.cat([sums[..., :-1].sum(0), sums[..., -1:].amin(0)], dim=-1)[None]
 
 
 def stack_steps(steps: Sequence[torch.Tensor], values: int) -> torch.Tensor:
     """Concatenates sums along the first dimension. Earlier ones may lack the last column values."""
-    return torch.cat([torch.cat([step, zero_sums(len(step), 1 + values - step.shape[1])], dim=1) for step in steps])
+    missing = [zero_sums(len(step), 1 + values - step.shape[1], device=step.device) for step in steps]
+    # With a model that is split over several GPUs, the sums of a batch are on that of the head.
+    return torch.cat([torch.cat(pair, dim=1).to(steps[0].device) for pair in zip(steps, missing, strict=True)])
 
 
 def gather_steps(steps: Sequence[torch.Tensor], values: int, accelerator: Any) -> torch.Tensor:
-    """Returns (steps, 1 + values, len(SUMS) + 1) sums over all ranks, from those of this rank."""
+    """Returns (steps, 1 + values, len(SUMS) + 1) sums over all ranks, from those of this rank, on the CPU."""
     sums = stack_steps(steps, values)
     if accelerator.num_processes == 1:
-        return sums
+        return sums.cpu()
     ranks = accelerator.gather(sums[None].to(accelerator.device)).cpu()
     return torch.cat([pool_sums([ranks[:, step]], values) for step in range(len(sums))])
 

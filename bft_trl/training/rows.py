@@ -172,12 +172,12 @@ class RowCollator(DataCollatorForLanguageModeling):
         return batch
 
 
-def sample_numbers(values: torch.Tensor, tokens: SupervisedTokens, mask: torch.Tensor) -> torch.Tensor:
-    """(B, S) numbers of the tokens, (B, S-1) label mask -> (samples,) the number of each sample."""
+def sample_numbers(values: torch.Tensor, tokens: SupervisedTokens, width: int) -> torch.Tensor:
+    """(B, S) numbers of the tokens, width S-1 of the label mask -> (samples,) the number of each sample."""
     # Prompt learning adds virtual tokens before each row of the mask; a negative padding drops the first token, which
     # is no target.
-    padded = torch.nn.functional.pad(values, (mask.shape[1] - values.shape[1], 0))
-    return padded[mask][tokens.lengths.cumsum(0) - tokens.lengths]
+    padded = torch.nn.functional.pad(values, (width - values.shape[1], 0))
+    return padded.flatten()[tokens.position[tokens.lengths.cumsum(0) - tokens.lengths]]
 
 
 def _column(dataset: Dataset, option: str, column: str | None, name: str) -> np.ndarray:
