@@ -145,7 +145,8 @@ def train(
             named.append(name_gene_sets(trainer, None if interrupt.interrupted else test))
             if main_process:
                 answers = {"reference": references, "before": before, "after": answer_prompts(trainer, prompts)}
-                write_report(trainer, summarize(trainer, source, dataset_name, seconds, answers))
+                summary = summarize(trainer, source, dataset_name, seconds, answers)
+                write_report(trainer, summary | {"interrupted": interrupt.interrupted})
                 if named[-1].answers:
                     report, folder = report_names(test, *named), Path(args.output_dir)
                     logger.info("\n%s", write_names(report, trainer.state.log_history, folder))

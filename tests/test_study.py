@@ -176,6 +176,15 @@ def test_killed_study_continues(steps, tmp_path, monkeypatch):
     assert write_report(other, Records(other.output_dir), n_resamples=99) == once
 
 
+def test_interrupted_training_is_not_complete(steps):
+    records = Records(steps.output_dir)
+    step = next(step for step in steps.ready(records) if step.kind == "train")
+    for interrupted in (True, False):
+        summary = json.dumps({"interrupted": interrupted})
+        write_text(steps.folder(step.run) / "train" / "summary.json", summary)
+        assert steps.is_complete(step) is not interrupted
+
+
 def test_scores_without_adapters_are_enough_on_another_machine(steps, tmp_path):
     records = Records(steps.output_dir)
     run_steps(steps, records, jobs=2)

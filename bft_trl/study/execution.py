@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from bft_trl.io import last_complete_checkpoint, lock, write_text
 from bft_trl.study.records import Records
-from bft_trl.study.steps import LAST_FILES, Step, Steps, measured, shown
+from bft_trl.study.steps import Step, Steps, measured, shown
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +47,7 @@ def run_steps(steps: Steps, records: Records, *, jobs: int, keep_adapters: bool 
                 slots = set(range(jobs)) - {found.slot for found in running}
                 waiting = steps.ready(records, {found.step.run for found in running}) if slots else []
                 ready = [step for step in waiting if not _is_written(steps.folder(step.run) / step.kind)]
-                complete = [
-                    step for step in ready if (steps.folder(step.run) / step.kind / LAST_FILES[step.kind]).is_file()
-                ]
+                complete = [step for step in ready if steps.is_complete(step)]
                 if complete:  # a study that was killed did not add them
                     for step in complete:
                         _add(step, {}, steps, records)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bft_trl.io import read_json_object
 from bft_trl.models import wheel_encoder
 from bft_trl.study.inputs import Inputs
 from bft_trl.study.plan import Study, Trial
@@ -25,8 +26,6 @@ TRAIN_DEFAULTS: dict[str, Any] = {
 }
 TRAIN_DEFAULTS |= {"show_samples": 0}
 BASE = "base model"
-# What each step writes last.
-LAST_FILES = {"train": "summary.json", "inspect": "index.html", "validation": "settings.json", "test": "settings.json"}
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,18 @@ class Steps:
     def _seeds(self, trial: Trial) -> list[Trial]:
         return [self.study.trial(*trial.cell, dict(trial.tuned), seed) for seed in self.study.seeds]
 
+    def is_complete(self, step: Step) -> bool:
+        """Returns whether the folder of a step has all that its command writes."""
+        folder = self.folder(step.run)
+        if step.kind == "train":
+            return self.has_adapter(step.run)
+        # What each command writes last.
+        return (folder / step.kind / ("index.html" if step.kind == "inspect" else "settings.json")).is_file()
+
     def has_adapter(self, run: str) -> bool:
-        """Returns whether the training of a run has ended and its adapter is there."""
-        return (self.folder(run) / "train" / "summary.json").is_file()
+        """Returns whether the training of a run has ended, uninterrupted, and its adapter is there."""
+        file = self.folder(run) / "train" / "summary.json"
+        return file.is_file() and not read_json_object(file).get("interrupted")
 
     def _step(self, trial: Trial, kind: str) -> Step:
         folder, data = self.folder(trial.id), self.inputs[trial.data]
