@@ -63,7 +63,7 @@ def run_steps(steps: Steps, records: Records, *, jobs: int, keep_adapters: bool 
                 for found in finished:
                     _finish(found, steps, records)
                     progress.update()
-                if not keep_adapters:
+                if finished and not keep_adapters:
                     _delete_losers(steps, records, {found.step.run for found in running})
         finally:
             for found in running:
