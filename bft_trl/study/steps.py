@@ -72,18 +72,25 @@ class Steps:
         return [*again, *(s for s in left if s.run not in without or s.kind == "train")]
 
     def known(self, records: Records) -> list[Step]:
-        """Returns all steps that are known so far: those of the seeds are known once the tuned options are chosen."""
+        """Returns all steps that are known so far: those of the seeds are known once the tuned options are chosen.
+
+        On each base model and data set all objectives are tuned, then all run with the first seed, and so on.
+        """
         steps = []
         for model, data, objectives in self.study.grid():
             base = base_run(model, data)
             steps += [Step(base, kind, self._base_command(kind, model, data)) for kind in ("inspect", "test")]
-            for objective in objectives:
-                trials = self.study.tuning(model, data, objective)
-                if len(trials) > 1:
-                    steps += [self._step(trial, kind) for trial in trials for kind in ("train", "validation")]
-                chosen = self.chosen(records, model, data, objective)
-                for trial in self._seeds(chosen) if chosen else []:
-                    steps += [self._step(trial, kind) for kind in ("train", "test")]
+            tuning = [self.study.tuning(model, data, objective) for objective in objectives]
+            trials = [trial for found in tuning if len(found) > 1 for trial in found]
+            steps += [self._step(trial, kind) for trial in trials for kind in ("train", "validation")]
+            chosen = [self.chosen(records, model, data, objective) for objective in objectives]
+            seeds = [
+                self.study.trial(model, data, trial.objective, dict(trial.tuned), seed)
+                for seed in self.study.seeds
+                for trial in chosen
+                if trial is not None
+            ]
+            steps += [self._step(trial, kind) for trial in seeds for kind in ("train", "test")]
         return list({(step.run, step.kind): step for step in steps}.values())
 
     def count(self) -> dict[str, int]:
@@ -121,9 +128,6 @@ class Steps:
                 chosen = self.chosen(records, model, data, objective)
                 found += [t for t in self.study.tuning(model, data, objective) if chosen and t != chosen]
         return found
-
-    def _seeds(self, trial: Trial) -> list[Trial]:
-        return [self.study.trial(*trial.cell, dict(trial.tuned), seed) for seed in self.study.seeds]
 
     def is_complete(self, step: Step) -> bool:
         """Returns whether the folder of a step has all that its command writes."""
