@@ -53,7 +53,9 @@ def run_steps(steps: Steps, records: Records, *, jobs: int, keep_adapters: bool 
                         _add(step, {}, steps, records)
                         progress.update()
                     continue
-                running += [_start(s, slot, steps) for s, slot in zip(ready, sorted(slots), strict=False)]
+                # A process that a killed study left keeps its slot.
+                free = sorted(slots)[len(waiting) - len(ready) :]
+                running += [_start(step, slot, steps) for step, slot in zip(ready, free, strict=False)]
                 if slots and not waiting and not running:
                     return
                 if ready:
