@@ -8,7 +8,7 @@ demo: $(INSTALLED)  ## train SmolLM2 with BFT on the shipped gene sets (about se
 	$(VENV)/bin/python examples/train.py --output_dir outputs/demo --overwrite_output_dir
 
 test: $(INSTALLED)  ## all tests: offline, on the CPU
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 test-long: $(INSTALLED)  ## kills at random moments, fuzzing, 10,000 examples of each property (hours on two cores)
 	$(VENV)/bin/python -m pytest -m "long or property" --hypothesis-profile long
