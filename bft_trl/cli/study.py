@@ -48,7 +48,13 @@ def _study(args: argparse.Namespace) -> int:
     if jobs < 1 or args.resamples < 99:
         raise ValueError(f"`jobs={jobs}` must be 1 or more, `resamples={args.resamples}` 99 or more.")
     if command:
-        log_status(study, path, jobs=jobs)
+        steps = log_status(study, path, jobs=jobs)
+        try:
+            result = write_report(steps, Records(path), seed=args.seed, n_resamples=args.resamples)
+        except ValueError as error:  # nothing to compare yet
+            logger.info("%s", error)
+        else:
+            logger.info("So far: %s Open %s", result["headline"], path / "index.html")
         return 0
     with lock(path):
         steps = check_study(study, path, allow_leaks=args.allow_leaks)

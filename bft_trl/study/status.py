@@ -30,10 +30,10 @@ def log_plan(steps: Steps, records: Records, *, jobs: int) -> None:
     _log_counts(steps, records, jobs)
 
 
-def log_status(study: Study, output_dir: Path, *, jobs: int) -> None:
+def log_status(study: Study, output_dir: Path, *, jobs: int) -> Steps:
     """Logs how many steps of the study in `output_dir` are done, running and failed, and the time left.
 
-    Raises ValueError if no study was started there.
+    Returns its steps. Raises ValueError if no study was started there.
     """
     if not (output_dir / "running.json").is_file():
         raise ValueError(f"`output_dir={str(output_dir)!r}` has no study; start it with `bft-trl study FILE`.")
@@ -48,6 +48,7 @@ def log_status(study: Study, output_dir: Path, *, jobs: int) -> None:
             logger.info("Running: %s of %s", entry["kind"], entry["run"])
     for row in records.steps[records.steps["status"] == "failed"].to_dict("records"):
         logger.info("Failed: %s of %s: %s", row["kind"], row["run"], row["error"])
+    return steps
 
 
 def _log_counts(steps: Steps, records: Records, jobs: int) -> None:
