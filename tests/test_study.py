@@ -382,6 +382,7 @@ def test_dry_run_and_status(tmp_path, monkeypatch, caplog, capsys):
     assert main(["study", "status", *words]) == 0
     assert "train: 6 of 6 done" in caplog.text
     assert "Not running." in caplog.text
+    assert "So far: " in caplog.text
     monkeypatch.setattr(check.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     assert main(["study", *words]) == 2
     assert "0.0 GB" in capsys.readouterr().err
