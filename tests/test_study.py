@@ -1,6 +1,7 @@
 """`bft-trl study`: its file, the choice on validation documents, resumption, failures, and the result."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -239,14 +240,14 @@ def test_problems_are_reported_together(tmp_path):
             "mine": {"dataset_name": "rows.jsonl", "tasks": "bft_medmcqa", "test_dir": "test", "metrics": ["acc"]}
         },
         "eval": {"batchsize": 1},
-        "models": {"tiny": {"objectives": ["BTF"]}},
+        "models": {"tiny": {"objectives": ["DFT", "BTF"]}},
     }
     with pytest.raises(ValueError, match="has problems") as error:
         read_study(write_study(tmp_path, **changes))
     for text in (
         "no SFT arm: add one with `loss_type: nll`",
         "`objectives: BFT`: 'lerning_rate' is not known; did you mean 'learning_rate'?",
-        "`objectives: DFT`: `loss_type='dtf'` is not known",
+        "`objectives: DFT` (tiny, mine): `loss_type='dtf'` is not known",
         "`data: mine` has a dataset_name and needs `validation_dir`",
         "`eval`: 'batchsize' is not known; did you mean 'batch_size'?",
         "`models: tiny: objectives`: 'BTF' is not known; did you mean 'BFT'?",
@@ -262,6 +263,7 @@ def test_problems_are_reported_together(tmp_path):
         ("modles: {}", "'modles' is not known; did you mean 'models'"),
         ("seeds: [1, 1]", "different whole numbers"),
         ("a: [", "cannot be read"),
+        ("? [a]\n: 1", "cannot be read"),
     ],
 )
 def test_bad_file(tmp_path, text, message):
@@ -269,6 +271,45 @@ def test_bad_file(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_study(path)
+
+
+MINE = {"dataset_name": "d", "tasks": "t", "validation_dir": "v", "test_dir": "t", "metrics": ["acc"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": {1: {}}}, "the name 1 must be a text"),
+        ({"data": {"..": {"gene_sets": {}}}}, "the name '..' must be a text with a letter"),
+        ({"models": {"a": {"data": None}}}, "`models: a: data`: None must be a list"),
+        ({"models": {"a": {"data": []}}}, "`models: a: data` is empty"),
+        ({"models": {"a": {"objectives": ["BFT"]}}}, "has no SFT, which the others are compared with"),
+        ({"data": {"n": {"gene_sets": 5}}}, "`data: n: gene_sets`: 5 must be a mapping"),
+        ({"data": {"n": {"gene_sets": {"train_samples": -1}}}}, "-1 must be a number, 0 or more"),
+        ({"data": {"n": {"gene_sets": {}, "train": None}}}, "`data: n: train`: None must be a mapping"),
+        ({"data": {"n": {"gene_sets": {}, "eval": [1]}}}, "`data: n: eval`: [1] must be a mapping"),
+        ({"data": {"n": MINE | {"metrics": "acc"}}}, "`data: n: metrics`: 'acc' must be a list"),
+        ({"eval": {"limit": "few"}}, "`eval: limit`: 'few' must be a number"),
+        ({"eval": {"load_in_4bit": 1}}, "`eval: load_in_4bit`: 1 must be true or false"),
+        ({"objectives": {"SFT": {"loss_type": "nll"}}}, "nothing to compare"),
+        ({"objectives": STUDY["objectives"] | {"base model": {}}}, "`objectives: base model`"),
+        ({"objectives": STUDY["objectives"] | {"a": {"learning_rate": 1}}}, "no effect, because `tune` sets it"),
+        ({"tune": {"loss_type": ["nll", "bft"]}}, "`tune: loss_type` must be under the objectives"),
+        ({"train": {"anchor_coef": 0.1}}, "`train: anchor_coef` must be under the objectives"),
+        ({"tune": {"learning_rate": [0.1, 0.1]}}, "must be a list of different numbers"),
+        ({"tune": {"learning_rate": ["fast"]}}, "invalid float value: 'fast'"),
+        ({"train": {"max_steps": 2.5}}, "invalid int value: '2.5'"),
+        ({"train": {"max_steps": [2]}}, "invalid int value: '[2]'"),
+        ({"train": {"use_peft": False}}, "a study evaluates adapters"),
+        ({"train": {"model_name_or_path": "x"}}, "'model_name_or_path' is not known"),
+        ({"models": {"a b": {}, "a_b": {}}}, "'a b' and 'a_b' would have the same folders"),
+        ({"models": {"a": {}, "a: b": {}}, "data": {"n": {"gene_sets": {}}}}, "'a, n' and 'a: b, n' cannot be told"),
+        ({"models": {"a": {}, "a-b": {}}, "data": {"b-c": MINE, "c": MINE}}, "'a, b-c' and 'a-b, c' cannot be told"),
+    ],
+)
+def test_bad_values(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_study(write_study(tmp_path, **changes))
 
 
 def test_numbers_with_an_exponent(tmp_path):

@@ -27,7 +27,7 @@ class Trial:
         """Name of its folder: what it is, and a hash of its options."""
         words = [self.model, self.data, self.objective, *(f"{value}" for _, value in self.tuned), f"{self.seed}"]
         digest = hashlib.sha256(self.options.encode()).hexdigest()[:8]
-        return "-".join([re.sub(r"[^\w.]+", "_", word) for word in words] + [digest])
+        return "-".join([*map(as_name, words), digest])
 
     @property
     def cell(self) -> tuple[str, str, str]:
@@ -92,6 +92,11 @@ class Study:
         entry = self.data[data]
         made = [BUILDERS[name].metrics for name in BUILDERS if name in entry]
         return list(entry.get("metrics") or made[0])
+
+
+def as_name(text: str) -> str:
+    """Returns a text as part of the name of a folder."""
+    return re.sub(r"[^\w.]+", "_", text)
 
 
 def is_sft(objective: Mapping[str, Any]) -> bool:

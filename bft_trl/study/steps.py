@@ -1,7 +1,6 @@
 """The steps of a study - train, evaluate, inspect - each a `bft-trl` command in a process of its own."""
 
 import json
-import re
 import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pandas as pd
 from bft_trl.io import read_json_object
 from bft_trl.models import wheel_encoder
 from bft_trl.study.inputs import Inputs
-from bft_trl.study.plan import Study, Trial
+from bft_trl.study.plan import Study, Trial, as_name
 from bft_trl.study.records import Records
 
 # Options of every training run, which the file of the study overrides. nll is evaluated once, at the end.
@@ -175,7 +174,7 @@ class Steps:
 
 def base_run(model: str, data: str) -> str:
     """Returns the id of a base model on a data set."""
-    return re.sub(r"[^\w.]+", "_", f"{BASE}-{model}-{data}")
+    return as_name(f"{BASE}-{model}-{data}")
 
 
 def as_flag(name: str, value: Any) -> list[str]:
