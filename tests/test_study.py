@@ -224,6 +224,32 @@ def test_failed_runs_are_reported_and_stop_no_other(steps, tmp_path, monkeypatch
     assert steps.chosen(records, "tiny", "names", "SFT").tuned == (("learning_rate", 0.2),)
 
 
+@pytest.mark.parametrize(
+    ("scores", "higher", "chosen"),
+    [
+        ((-0.5, 0.0), True, 1),
+        ((0.5, 0.0), False, 1),
+        ((np.nan, 0.2), True, 1),
+        ((None, 0.0), True, 1),  # the first one failed
+        ((0.0, 0.0), True, 0),
+        ((np.nan, np.nan), True, None),
+    ],
+)
+def test_choice(steps, scores, higher, chosen):
+    records = Records(steps.output_dir)
+    trials = steps.study.tuning("tiny", "names", "SFT")
+    for trial, score in zip(trials, scores, strict=True):
+        row = {"task": "t", "metric": "similarity", "unit": "0", "name": "", "kind": "model", "score": score}
+        table = pd.DataFrame([row | {"higher_is_better": higher}])
+        texts = pd.DataFrame(columns=["task", "unit", "answer", "reference", "document"])
+        if score is None:
+            records.add(trial.id, "train", {}, status="failed")
+        else:
+            records.add(trial.id, "validation", {}, table, texts)
+    found = steps.chosen(records, "tiny", "names", "SFT")
+    assert found == (None if chosen is None else trials[chosen])
+
+
 def test_run_without_any_success_leaves_the_others(steps, monkeypatch):
     monkeypatch.setattr(StandIn, "fails", lambda _, options: options["loss_type"] == "nll")
     records = Records(steps.output_dir)

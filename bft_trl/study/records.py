@@ -78,7 +78,7 @@ class Records:
     def validation_score(self, run: str, metric: str) -> float | None:
         """Returns the mean over the tasks of a run's validation score, higher is better.
 
-        None before it is there, minus infinity for a run that failed.
+        None before it is there, minus infinity for a run that failed or has no score.
         """
         if "failed" in (self.status(run, "train"), self.status(run, "validation")):
             return float("-inf")
@@ -86,10 +86,10 @@ class Records:
             return None
         rows = self.scores[(self.scores["run"] == run) & (self.scores["part"] == "validation")]
         rows = rows[(rows["metric"] == metric) & (rows["kind"] == "model")]
-        if rows.empty:
+        mean = rows.groupby("task")["score"].mean().mean()
+        if pd.isna(mean):
             return float("-inf")
-        sign = 1 if rows["higher_is_better"].iloc[0] else -1
-        return sign * float(rows.groupby("task")["score"].mean().mean())
+        return float(mean) if rows["higher_is_better"].iloc[0] else -float(mean)
 
 
 def _append(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:

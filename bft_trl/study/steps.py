@@ -106,11 +106,11 @@ class Steps:
         trials = self.study.tuning(model, data, objective)
         if len(trials) == 1:
             return trials[0]
-        scores = {trial: records.validation_score(trial.id, self.study.metrics(data)[0]) for trial in trials}
-        if any(score is None for score in scores.values()):
+        scores = [records.validation_score(trial.id, self.study.metrics(data)[0]) for trial in trials]
+        known = [score for score in scores if score is not None]
+        if len(known) < len(trials) or max(known) == -np.inf:
             return None
-        best = max(trials, key=lambda trial: scores[trial] or -np.inf)
-        return None if scores[best] == -np.inf else best
+        return trials[int(np.argmax(known))]
 
     def losers(self, records: Records) -> list[Trial]:
         """Returns the tuning runs that were not chosen, of the objectives for which the choice is made."""

@@ -212,7 +212,7 @@ def _value_problems(study: Study) -> list[str]:
     for model, data, objectives in study.grid():
         for objective, values in product(objectives, product(*study.tune.values())):
             tuned = dict(zip(study.tune, values, strict=True))
-            options = study.train_options(model, data) | study.objectives[objective] | tuned
+            options = {**study.train_options(model, data), **study.objectives[objective], **tuned}
             # A parser converts and checks texts only.
             kept = {n: v for n, v in options.items() if v is None or isinstance(v, dict) or (n in lists and v)}
             texts = {"output_dir": "study", "report_to": "none", "bf16": "False"}
