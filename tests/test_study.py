@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -31,6 +33,9 @@ STUDY = {
     "tune": {"learning_rate": [0.1, 0.2]},
     "seeds": [1, 2],
 }
+
+
+POPEN = subprocess.Popen
 
 
 class StandIn:
@@ -184,6 +189,38 @@ def test_interrupted_training_is_not_complete(steps):
         summary = json.dumps({"interrupted": interrupted})
         write_text(steps.folder(step.run) / "train" / "summary.json", summary)
         assert steps.is_complete(step) is not interrupted
+
+
+def test_evaluation_without_its_scores_is_repeated(steps):
+    run_steps(steps, Records(steps.output_dir), jobs=1)
+    (steps.output_dir / "scores.parquet").unlink()
+    records = Records(steps.output_dir)
+    assert {step.kind for step in steps.ready(records)} == {"train", "validation", "test"}
+    assert records.status(base_run("tiny", "names"), "inspect") == "done"
+
+
+@pytest.mark.parametrize("name", ["steps.csv", "scores.parquet", "answers.parquet"])
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n"])
+def test_damaged_table_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: is damaged"):
+        Records(tmp_path)
+
+
+def test_processes_are_out_of_reach_of_ctrl_c(steps, monkeypatch):
+    monkeypatch.setattr(execution.subprocess, "Popen", POPEN)
+    monkeypatch.setattr(execution, "_RUN", "import os, sys; sys.exit(os.getsid(0) != os.getpid())")
+    step = steps.ready(Records(steps.output_dir))[0]
+    assert execution._start(step, 0, steps).process.wait() == 0
+
+
+def test_processes_have_the_gpus_that_the_study_has(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [execution._device(slot)[0]["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [execution._device(slot)[0]["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["5", "7", "5"]
 
 
 def test_scores_without_adapters_are_enough_on_another_machine(steps, tmp_path):
@@ -449,6 +486,18 @@ def test_dry_run_and_status(tmp_path, monkeypatch, caplog, capsys):
     assert main(["study", "status", *words]) == 0
     assert "train: 6 of 6 done" in caplog.text
     assert "Not running." in caplog.text
+    code = "import sys; from pathlib import Path; from bft_trl.io import lock\n"
+    code += "with lock(Path(sys.argv[1])): print(flush=True); input()"
+    with POPEN(
+        [sys.executable, "-c", code, str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        caplog.clear()
+        assert main(["study", "status", *words]) == 0  # also while it runs
+        assert "Not running." not in caplog.text
+        assert main(["study", *words]) == 2
+        other.communicate(b"\n")
+    assert "another process is writing there" in capsys.readouterr().err
     monkeypatch.setattr(check.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     assert main(["study", *words]) == 2
     assert "0.0 GB" in capsys.readouterr().err

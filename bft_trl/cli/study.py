@@ -17,7 +17,14 @@ def add_study_command(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("words", nargs="+", metavar="FILE", help="YAML file, see examples/studies; 'status' before it")
-    parser.add_argument("--output_dir", type=Path, help="folder for the runs and the page (default: outputs/NAME)")
+    # `main` would lock `output_dir`, also for `status` of a study that runs.
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        dest="folder",
+        metavar="DIR",
+        help="for the runs and the page (default: outputs/NAME)",
+    )
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="processes at a time (default: one per GPU, else per CPU)"
     )
@@ -43,7 +50,7 @@ def _study(args: argparse.Namespace) -> int:
     *command, file = args.words
     if command not in ([], ["status"]):
         raise ValueError(f"`study {' '.join(args.words)}`: use `bft-trl study FILE` or `bft-trl study status FILE`.")
-    study, path = read_study(Path(file)), args.output_dir or Path("outputs") / Path(file).stem
+    study, path = read_study(Path(file)), args.folder or Path("outputs") / Path(file).stem
     jobs = default_jobs() if args.jobs is None else args.jobs
     if jobs < 1 or args.resamples < 99:
         raise ValueError(f"`jobs={jobs}` must be 1 or more, `resamples={args.resamples}` 99 or more.")

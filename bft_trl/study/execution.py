@@ -97,6 +97,7 @@ def _start(step: Step, slot: int, steps: Steps) -> Running:
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
             preexec_fn=pin,
+            start_new_session=True,  # Ctrl-C reaches the study alone: a second signal would end training at once
         )
     return Running(step, slot, process, time.monotonic())
 
@@ -115,7 +116,9 @@ def _device(slot: int) -> tuple[dict[str, str], Any]:
     import torch
 
     if torch.cuda.is_available():
-        return {"CUDA_VISIBLE_DEVICES": f"{slot % torch.cuda.device_count()}"}, None
+        count = torch.cuda.device_count()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+        return {"CUDA_VISIBLE_DEVICES": visible.split(",")[slot % count]}, None
     if not hasattr(os, "sched_setaffinity"):  # macOS and Windows
         return {"OMP_NUM_THREADS": "1"}, None
     cpus = sorted(os.sched_getaffinity(0))

@@ -1,5 +1,6 @@
 """What the finished steps of a study measured: a table of steps, one of scores and one of answers."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,25 @@ class Records:
 
     def __init__(self, output_dir: Path) -> None:
         self.output_dir = output_dir
-        path = output_dir / "steps.csv"
-        self.steps = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["run", "kind", "status"])
-        self.scores, self.answers = self._read("scores", _SCORES), self._read("answers", _ANSWERS)
+        self.steps = self._read("steps.csv", ["run", "kind", "status"], pd.read_csv)
+        self.scores = self._read("scores.parquet", _SCORES, pd.read_parquet)
+        self.answers = self._read("answers.parquet", _ANSWERS, pd.read_parquet)
+        # Without its scores, of a table that was not copied, an evaluation is repeated.
+        scored = pd.MultiIndex.from_frame(self.scores[["run", "part"]])
+        found = pd.MultiIndex.from_frame(self.steps[["run", "kind"]]).isin(scored)
+        evaluated = self.steps["kind"].isin(["validation", "test"]) & (self.steps["status"] == "done")
+        self.steps = self.steps[~evaluated | found].reset_index(drop=True)
 
-    def _read(self, name: str, columns: list[str]) -> pd.DataFrame:
-        path = self.output_dir / f"{name}.parquet"
-        return pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=columns)
+    def _read(self, name: str, columns: list[str], read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+        path = self.output_dir / name
+        if not path.is_file():
+            return pd.DataFrame(columns=columns)
+        try:
+            table = read(path)
+            table[columns]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}: is damaged ({error}). Delete it to repeat what it had.") from error
+        return table
 
     def status(self, run: str, kind: str) -> str | None:
         """Returns "done", "failed" or None."""
