@@ -20,9 +20,9 @@ from bft_trl.io import write_files, write_text
 from bft_trl.study import check, execution
 from bft_trl.study.check import check_study
 from bft_trl.study.execution import run_steps, time_left
-from bft_trl.study.inputs import find_leaks, prepare
+from bft_trl.study.inputs import Inputs, find_leaks, prepare, training_file
 from bft_trl.study.records import Records
-from bft_trl.study.report import write_report
+from bft_trl.study.report import headline, write_report
 from bft_trl.study.steps import Steps, base_run
 from bft_trl.study.study_file import read_study
 
@@ -158,6 +158,42 @@ def test_report(steps):
     assert {path.name for path in steps.output_dir.glob("*.*")} >= {
         *("study.json", "study.csv", "forest.png", "forest.svg", "regime_map.png", "regime_map.svg", "steps.csv")
     }
+
+
+@pytest.mark.parametrize(("higher", "text"), [(True, "1 find an objective better"), (False, "0 find an objective")])
+def test_headline_knows_which_scores_are_better(higher, text):
+    row = {"task": "t", "metric": "m", "difference": 0.1, "p_holm": 0.01}
+    tasks = {"t": {"settings": {"higher_is_better": {"m": higher}}}}
+    assert text in headline({"rows": [row], "baseline": "SFT", "tasks": tasks})
+
+
+def test_report_of_a_metric_without_numbers(steps):
+    records = Records(steps.output_dir)
+    run_steps(steps, records, jobs=1)
+    records.scores.loc[records.scores["metric"] == "rouge1", "score"] = np.nan
+    result = write_report(steps, records, n_resamples=99)
+    assert result["table"][1]["rouge1"] == [None, None]
+    assert "rouge1 (2 of 2 without a number)" in (steps.output_dir / "index.html").read_text()
+
+
+def test_rows_are_inspected_as_they_are_trained(steps, tmp_path):
+    train = {"prompt_column": "q", "completion_columns": ["a", "b"], "completion_only_loss": False}
+    study = read_study(write_study(tmp_path, train=train))
+    inspect = Steps(study, steps.inputs, steps.bases, steps.output_dir).ready(Records(steps.output_dir))[0]
+    words = " ".join(inspect.command)
+    assert inspect.kind == "inspect"
+    assert "--prompt_column q --completion_columns a b --no-completion_only_loss" in words
+
+
+def test_disk_counts_the_rank_that_all_runs_have(tmp_path, monkeypatch, caplog):
+    build_model().save_pretrained(tmp_path / "tiny")
+    build_tokenizer().save_pretrained(tmp_path / "tiny")
+    sizes = []
+    monkeypatch.setattr(check, "_disk_problems", lambda steps, found: sizes.append(found["tiny"]) or [])
+    for rank in (16, 64):
+        models = {"tiny": {"model_name_or_path": str(tmp_path / "tiny")}}
+        check_study(read_study(write_study(tmp_path, models=models, train={"lora_r": rank})), tmp_path / "out")
+    assert sizes[1] == 4 * sizes[0]
 
 
 def test_killed_study_continues(steps, tmp_path, monkeypatch):
@@ -382,7 +418,13 @@ def test_numbers_with_an_exponent(tmp_path):
 
 
 def test_check_finds_everything_before_training(tmp_path):
-    entry = {"tasks": "bft_medmcqa", "validation_dir": "v", "test_dir": "t", "metrics": ["acc"], "dataset_name": "d"}
+    entry = {
+        "tasks": "bft_medmcqa",
+        "validation_dir": "v",
+        "test_dir": "t",
+        "metrics": ["acc"],
+        "dataset_name": "d.jsonl",
+    }
     data = {**STUDY["data"], "mine": entry, "many": {"gene_sets": {}, "metrics": ["accuracy"]}}
     study = read_study(write_study(tmp_path, data=data))
     with pytest.raises(ValueError, match="problems:") as error:
@@ -390,6 +432,7 @@ def test_check_finds_everything_before_training(tmp_path):
     for text in (
         "`data: mine` has no validation documents: `data_dir='v'`: no such folder.",
         "`models: tiny`: `model_name_or_path='tiny'`",
+        "`data: mine`: `dataset_name='d.jsonl'`: no such file.",
         "`data: many: metrics`: ['accuracy'] are not of its tasks",
     ):
         assert text in str(error.value)
@@ -397,12 +440,20 @@ def test_check_finds_everything_before_training(tmp_path):
 
 def test_leak_stops_the_study(tmp_path):
     inputs = prepare("names", STUDY["data"]["names"], tmp_path)
-    assert find_leaks(inputs).empty
+    file = training_file(inputs, {}, tmp_path)
+    assert find_leaks(inputs, file).empty
     rows = pd.read_parquet(tmp_path / "rows" / "train.parquet")
     test = pd.read_parquet(tmp_path / "test" / "gene_sets_go.parquet")
     test.loc[0, "name"] = rows["name"][3]
     test.to_parquet(tmp_path / "test" / "gene_sets_go.parquet")
-    assert find_leaks(inputs)["train_row"].tolist() == [3]
+    assert find_leaks(inputs, file)["train_row"].tolist() == [3]
+    # Rows in a file of the user's, in no format of TRL, leak as well.
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("".join(json.dumps({"asks": name, "says": "x"}) + "\n" for name in ["other", test["name"][1]]))
+    questions = Inputs(str(mine), "bft_gene_sets_go", inputs.validation_dir, inputs.test_dir)
+    file = training_file(questions, {"prompt_column": "asks", "completion_columns": ["says"]}, tmp_path)
+    assert pd.read_parquet(file)["prompt"][1][0]["content"] == test["name"][1]
+    assert {*find_leaks(questions, file)["train"]} == {"train.parquet"}
 
 
 def test_medical_data_is_split_by_question(tmp_path):
@@ -454,7 +505,7 @@ def test_medical_data_is_split_by_question(tmp_path):
     assert held["test", "pubmedqa_test"]["id"].str.startswith("test").all()
     ids = [*rows["id"], *held["validation", "medmcqa_validation"]["id"], *held["test", "medmcqa_validation"]["id"]]
     assert len(ids) == len(set(ids))
-    assert find_leaks(inputs).empty
+    assert find_leaks(inputs, training_file(inputs, {}, tmp_path)).empty
 
 
 def test_ids_do_not_depend_on_local_folders(tmp_path):

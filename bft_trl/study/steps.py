@@ -25,6 +25,10 @@ TRAIN_DEFAULTS: dict[str, Any] = {
 }
 TRAIN_DEFAULTS |= {"show_samples": 0}
 BASE = "base model"
+# Options of training that `bft-trl inspect` has as well: how rows become prompt and answer.
+ROW_OPTIONS = (
+    *("dataset_config", "prompt_column", "completion_columns", "completion_only_loss", "assistant_only_loss"),
+)
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,9 @@ class Steps:
         if kind == "test":
             return self._eval(kind, data, inputs, folder, *base)
         length = self.study.train_options(model, data).get("max_length", 1024)
-        rows = ("--dataset_name", inputs.dataset_name, "--num_samples", "100", "--max_length", f"{length}")
+        rows = ["--dataset_name", inputs.dataset_name, "--num_samples", "100", "--max_length", f"{length}"]
+        given = self.study.train_options(model, data)
+        rows += [word for name in ROW_OPTIONS if name in given for word in as_flag(name, given[name])]
         return ("inspect", *base, *rows, "--output_dir", str(folder / "inspect"))
 
     def train_config(self, trial: Trial) -> dict[str, Any]:
@@ -197,7 +203,8 @@ def measured(step: Step, folder: Path) -> tuple[dict[str, Any], pd.DataFrame | N
     if step.kind == "train":
         summary = json.loads((folder / "train" / "summary.json").read_text(encoding="utf-8"))
         history = pd.read_csv(folder / "train" / "metrics.csv")
-        tokens = history["num_tokens"].max() if "num_tokens" in history else np.nan
+        # Tokens and seconds of a run that was resumed are those of its last part.
+        tokens = history["num_tokens"].dropna().tail(1).max() if "num_tokens" in history else np.nan
         memory = summary["peak_memory"]
         return (
             {
