@@ -196,6 +196,23 @@ def test_disk_counts_the_rank_that_all_runs_have(tmp_path, monkeypatch, caplog):
     assert sizes[1] == 4 * sizes[0]
 
 
+def test_base_model_is_measured_again_with_other_options(steps, tmp_path):
+    records = Records(steps.output_dir)
+    run_steps(steps, records, jobs=1)
+    for changes, again in (({"train": {"max_steps": 2}}, False), ({"eval": {"limit": 3}}, True)):
+        changed = Steps(read_study(write_study(tmp_path, **changes)), steps.inputs, steps.bases, steps.output_dir)
+        report = steps.folder(base_run("tiny", "names")) / "inspect" / "report.json"
+        write_text(report, json.dumps({"metrics": {"token_confidence": 0.5, "nll": 3.0}}))
+        run_steps(changed, Records(steps.output_dir), jobs=1)
+        assert (json.loads(report.read_text())["metrics"]["token_confidence"] == 0.25) is again
+
+
+def test_metrics_that_need_an_option(tmp_path):
+    study = read_study(write_study(tmp_path, eval={"encoder": "none"}))
+    with pytest.raises(ValueError, match="`data: names: metrics`: 'similarity' needs `encoder` under `eval`"):
+        check_study(study, tmp_path / "out")
+
+
 def test_killed_study_continues(steps, tmp_path, monkeypatch):
     records = Records(steps.output_dir)
     add, count = Records.add, iter(range(100))

@@ -16,6 +16,13 @@ from bft_trl.study.steps import Steps
 
 logger = logging.getLogger(__name__)
 
+# Options of `bft-trl eval` without which a metric is left out.
+NEEDS = {
+    "similarity": ("encoder",),
+    "percentile": ("encoder", "background"),
+    **dict.fromkeys(("go_hit", "go_lin"), ("ontology",)),
+}
+
 
 def check_study(study: Study, output_dir: Path, *, allow_leaks: bool = False) -> Steps:
     """Writes the data of a study to `output_dir`/data and returns its steps.
@@ -61,10 +68,21 @@ def _prepared(name: str, entry: Mapping[str, Any], output_dir: Path, problems: l
 
 def _task_problems(name: str, inputs: Inputs, study: Study) -> list[str]:
     """Tasks and metrics that do not exist, and data without documents to choose on or to report on."""
-    problems = []
+    options = study.eval_options(name)
+    without = {
+        needed
+        for needed, default in (("encoder", ""), ("background", ""), ("ontology", "none"))
+        if options.get(needed, default) == "none"
+    }
+    problems = [
+        f"`data: {name}: metrics`: {metric!r} needs `{needed}` under `eval`"
+        for metric in study.metrics(name)
+        for needed in NEEDS.get(metric, ())
+        if needed in without
+    ]
     for part, folder in (("validation", inputs.validation_dir), ("test", inputs.test_dir)):
         metadata = {"data_dir": str(folder), "encoder": "none"}  # nothing is scored here
-        include_path = study.eval_options(name).get("include_path")
+        include_path = options.get("include_path")
         try:
             manager, loaded, left_out = load_tasks(
                 inputs.tasks.split(","), metadata=metadata, include_path=include_path

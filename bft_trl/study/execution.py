@@ -38,6 +38,10 @@ def run_steps(steps: Steps, records: Records, *, jobs: int, keep_adapters: bool 
     Each process has one GPU, or one CPU and one thread. Training that was killed continues from its last checkpoint.
     On an interrupt the processes are ended.
     """
+    for step in steps.known(records):
+        if step.options and records.options(step.run, step.kind) not in (None, step.options):
+            records.forget(step.run, step.kind)
+            shutil.rmtree(steps.folder(step.run) / step.kind, ignore_errors=True)
     running: list[Running] = []
     total = sum(steps.count().values())
     done = sum(records.status(step.run, step.kind) == "done" for step in steps.known(records))
@@ -157,7 +161,8 @@ def _add(step: Step, seconds: dict[str, float], steps: Steps, records: Records) 
     except (OSError, ValueError, KeyError) as error:
         _add_failed(step, seconds, f"its results cannot be read: {error}", steps, records)
         return
-    records.add(step.run, step.kind, seconds | numbers, scores, answers)
+    options = {"options": step.options} if step.options else {}
+    records.add(step.run, step.kind, seconds | numbers | options, scores, answers)
 
 
 def _add_failed(step: Step, seconds: dict[str, float], error: str, steps: Steps, records: Records) -> None:

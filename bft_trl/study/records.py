@@ -56,6 +56,15 @@ class Records:
         found = self._find(run, kind)
         return None if found.empty or name not in found or pd.isna(found[name].iloc[0]) else float(found[name].iloc[0])
 
+    def options(self, run: str, kind: str) -> str | None:
+        """Returns the hash of the options of a base model's step; None if it was added without one."""
+        found = self._find(run, kind).get("options", pd.Series(dtype=object)).dropna()
+        return None if found.empty else str(found.iloc[0])
+
+    def forget(self, run: str, kind: str) -> None:
+        """Removes a step."""
+        self.steps = self.steps.drop(self._find(run, kind).index)
+
     def _find(self, run: str, kind: str) -> pd.DataFrame:
         return self.steps[(self.steps["run"] == run) & (self.steps["kind"] == kind)]
 
@@ -71,7 +80,8 @@ class Records:
     ) -> None:
         """Adds a step and writes the tables."""
         row = pd.DataFrame([{"run": run, "kind": kind, "status": status, **numbers}])
-        self.steps = _append(self.steps.drop(self._find(run, kind).index), row)
+        self.forget(run, kind)
+        self.steps = _append(self.steps, row)
         if scores is not None and answers is not None:
             self.scores = self._replace(self.scores, scores, run, kind)[_SCORES]
             self.answers = self._replace(self.answers, answers, run, kind)[_ANSWERS]

@@ -13,7 +13,7 @@ import pandas as pd
 from bft_trl.io import read_json_object
 from bft_trl.models import wheel_encoder
 from bft_trl.study.inputs import Inputs
-from bft_trl.study.plan import Study, Trial, as_name
+from bft_trl.study.plan import ROW_OPTIONS, Study, Trial, as_name
 from bft_trl.study.records import Records
 
 # Options of every training run, which the file of the study overrides. nll is evaluated once, at the end.
@@ -25,10 +25,6 @@ TRAIN_DEFAULTS: dict[str, Any] = {
 }
 TRAIN_DEFAULTS |= {"show_samples": 0}
 BASE = "base model"
-# Options of training that `bft-trl inspect` has as well: how rows become prompt and answer.
-ROW_OPTIONS = (
-    *("dataset_config", "prompt_column", "completion_columns", "completion_only_loss", "assistant_only_loss"),
-)
 
 
 @dataclass(frozen=True)
@@ -40,12 +36,14 @@ class Step:
         kind: "train", "validation", "test", or "inspect" (confidence of the base model).
         command: arguments of `bft-trl`.
         trial: None for a base model.
+        options: hash of what decides the result of a base model, whose name has none; "" for a trial.
     """
 
     run: str
     kind: str
     command: tuple[str, ...]
     trial: Trial | None = None
+    options: str = ""
 
 
 class Steps:
@@ -79,7 +77,11 @@ class Steps:
         steps = []
         for model, data, objectives in self.study.grid():
             base = base_run(model, data)
-            steps += [Step(base, kind, self._base_command(kind, model, data)) for kind in ("inspect", "test")]
+            options = self.study.base_options(model, data)
+            steps += [
+                Step(base, kind, self._base_command(kind, model, data), options=options)
+                for kind in ("inspect", "test")
+            ]
             for objective in objectives:
                 trials = self.study.tuning(model, data, objective)
                 if len(trials) > 1:
