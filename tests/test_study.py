@@ -1,7 +1,9 @@
 """`bft-trl study`: its file, the choice on validation documents, resumption, failures, and the result."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -569,6 +571,18 @@ def test_dry_run_and_status(tmp_path, monkeypatch, caplog, capsys):
     monkeypatch.setattr(check.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     assert main(["study", *words]) == 2
     assert "0.0 GB" in capsys.readouterr().err
+
+
+def test_sigterm_ends_the_processes(tmp_path, monkeypatch):
+    steps = SimpleNamespace(output_dir=tmp_path)
+    monkeypatch.setattr(check, "check_study", lambda *args, **options: steps)
+    monkeypatch.setattr("bft_trl.study.status.log_plan", lambda *args, **options: None)
+    monkeypatch.setattr(execution, "run_steps", lambda *args, **options: os.kill(os.getpid(), signal.SIGTERM))
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["study", str(write_study(tmp_path)), "--output_dir", str(tmp_path / "out")]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @pytest.mark.parametrize(
