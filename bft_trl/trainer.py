@@ -210,7 +210,7 @@ class BFTTrainer(SFTTrainer):
             return
         step = self.state.global_step + 1
         self._finite_check.batches.append((sums, numbers.get(rows.ROW)))
-        if self.is_deepspeed_enabled:  # its backward pass takes the step
+        if self.is_deepspeed_enabled or "layerwise" in self.args.optim:  # their backward pass takes the step
             self._finite_check.check_losses(step)
         self._step_sums[-1:] = [metrics.pool_sums([*self._step_sums[-1:], by_row], len(self._values))]
         if self._sample_log:

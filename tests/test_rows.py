@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import broken_model, build_config, build_model, build_tokenizer, sample_rows
 from datasets import Dataset
+from transformers.training_args import OptimizerNames
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -228,6 +229,19 @@ def test_a_loss_that_is_not_finite_ends_the_run(log_samples, named, tmp_path):
     for name, tensor in run.model.state_dict().items():
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num())
     assert not any(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_layerwise_optimizer_takes_no_step_of_a_loss_that_is_not_finite(tmp_path):
+    """It steps within the backward pass, before the check of other optimizers."""
+    run = trainer(tmp_path, [{"prompt": "a", "completion": "azaz"}] * 2, model=broken_model())
+    run.create_optimizer()
+    run.args.optim = OptimizerNames.GALORE_ADAMW_LAYERWISE
+    steps = []
+    for parameter in run.model.parameters():
+        parameter.register_post_accumulate_grad_hook(steps.append)
+    with pytest.raises(FloatingPointError, match="not finite in step 1"):
+        run.train()
+    assert not steps
 
 
 def test_a_gradient_that_overflows_ends_the_run(tmp_path):

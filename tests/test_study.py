@@ -1,6 +1,11 @@
 """`bft-trl study`: its file, the choice on validation documents, resumption, failures, and the result."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -17,9 +22,9 @@ from bft_trl.io import write_files, write_text
 from bft_trl.study import check, execution
 from bft_trl.study.check import check_study
 from bft_trl.study.execution import run_steps, time_left
-from bft_trl.study.inputs import find_leaks, prepare
+from bft_trl.study.inputs import Inputs, find_leaks, prepare, training_file
 from bft_trl.study.records import Records
-from bft_trl.study.report import write_report
+from bft_trl.study.report import headline, write_report
 from bft_trl.study.steps import Steps, base_run
 from bft_trl.study.study_file import read_study
 
@@ -30,6 +35,9 @@ STUDY = {
     "tune": {"learning_rate": [0.1, 0.2]},
     "seeds": [1, 2],
 }
+
+
+POPEN = subprocess.Popen
 
 
 class StandIn:
@@ -154,6 +162,59 @@ def test_report(steps):
     }
 
 
+@pytest.mark.parametrize(("higher", "text"), [(True, "1 find an objective better"), (False, "0 find an objective")])
+def test_headline_knows_which_scores_are_better(higher, text):
+    row = {"task": "t", "metric": "m", "difference": 0.1, "p_holm": 0.01}
+    tasks = {"t": {"settings": {"higher_is_better": {"m": higher}}}}
+    assert text in headline({"rows": [row], "baseline": "SFT", "tasks": tasks})
+
+
+def test_report_of_a_metric_without_numbers(steps):
+    records = Records(steps.output_dir)
+    run_steps(steps, records, jobs=1)
+    records.scores.loc[records.scores["metric"] == "rouge1", "score"] = np.nan
+    result = write_report(steps, records, n_resamples=99)
+    assert result["table"][1]["rouge1"] == [None, None]
+    assert "rouge1 (2 of 2 without a number)" in (steps.output_dir / "index.html").read_text()
+
+
+def test_rows_are_inspected_as_they_are_trained(steps, tmp_path):
+    train = {"prompt_column": "q", "completion_columns": ["a", "b"], "completion_only_loss": False}
+    study = read_study(write_study(tmp_path, train=train))
+    inspect = Steps(study, steps.inputs, steps.bases, steps.output_dir).ready(Records(steps.output_dir))[0]
+    words = " ".join(inspect.command)
+    assert inspect.kind == "inspect"
+    assert "--prompt_column q --completion_columns a b --no-completion_only_loss" in words
+
+
+def test_disk_counts_the_rank_that_all_runs_have(tmp_path, monkeypatch, caplog):
+    build_model().save_pretrained(tmp_path / "tiny")
+    build_tokenizer().save_pretrained(tmp_path / "tiny")
+    sizes = []
+    monkeypatch.setattr(check, "_disk_problems", lambda steps, found: sizes.append(found["tiny"]) or [])
+    for rank in (16, 64):
+        models = {"tiny": {"model_name_or_path": str(tmp_path / "tiny")}}
+        check_study(read_study(write_study(tmp_path, models=models, train={"lora_r": rank})), tmp_path / "out")
+    assert sizes[1] == 4 * sizes[0]
+
+
+def test_base_model_is_measured_again_with_other_options(steps, tmp_path):
+    records = Records(steps.output_dir)
+    run_steps(steps, records, jobs=1)
+    for changes, again in (({"train": {"max_steps": 2}}, False), ({"eval": {"limit": 3}}, True)):
+        changed = Steps(read_study(write_study(tmp_path, **changes)), steps.inputs, steps.bases, steps.output_dir)
+        report = steps.folder(base_run("tiny", "names")) / "inspect" / "report.json"
+        write_text(report, json.dumps({"metrics": {"token_confidence": 0.5, "nll": 3.0}}))
+        run_steps(changed, Records(steps.output_dir), jobs=1)
+        assert (json.loads(report.read_text())["metrics"]["token_confidence"] == 0.25) is again
+
+
+def test_metrics_that_need_an_option(tmp_path):
+    study = read_study(write_study(tmp_path, eval={"encoder": "none"}))
+    with pytest.raises(ValueError, match="`data: names: metrics`: 'similarity' needs `encoder` under `eval`"):
+        check_study(study, tmp_path / "out")
+
+
 def test_killed_study_continues(steps, tmp_path, monkeypatch):
     records = Records(steps.output_dir)
     add, count = Records.add, iter(range(100))
@@ -183,6 +244,38 @@ def test_interrupted_training_is_not_complete(steps):
         summary = json.dumps({"interrupted": interrupted})
         write_text(steps.folder(step.run) / "train" / "summary.json", summary)
         assert steps.is_complete(step) is not interrupted
+
+
+def test_evaluation_without_its_scores_is_repeated(steps):
+    run_steps(steps, Records(steps.output_dir), jobs=1)
+    (steps.output_dir / "scores.parquet").unlink()
+    records = Records(steps.output_dir)
+    assert {step.kind for step in steps.ready(records)} == {"train", "validation", "test"}
+    assert records.status(base_run("tiny", "names"), "inspect") == "done"
+
+
+@pytest.mark.parametrize("name", ["steps.csv", "scores.parquet", "answers.parquet"])
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n"])
+def test_damaged_table_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: is damaged"):
+        Records(tmp_path)
+
+
+def test_processes_are_out_of_reach_of_ctrl_c(steps, monkeypatch):
+    monkeypatch.setattr(execution.subprocess, "Popen", POPEN)
+    monkeypatch.setattr(execution, "_RUN", "import os, sys; sys.exit(os.getsid(0) != os.getpid())")
+    step = steps.ready(Records(steps.output_dir))[0]
+    assert execution._start(step, 0, steps).process.wait() == 0
+
+
+def test_processes_have_the_gpus_that_the_study_has(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [execution._device(slot)[0]["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [execution._device(slot)[0]["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["5", "7", "5"]
 
 
 def test_scores_without_adapters_are_enough_on_another_machine(steps, tmp_path):
@@ -223,6 +316,32 @@ def test_failed_runs_are_reported_and_stop_no_other(steps, tmp_path, monkeypatch
     assert steps.chosen(records, "tiny", "names", "SFT").tuned == (("learning_rate", 0.2),)
 
 
+@pytest.mark.parametrize(
+    ("scores", "higher", "chosen"),
+    [
+        ((-0.5, 0.0), True, 1),
+        ((0.5, 0.0), False, 1),
+        ((np.nan, 0.2), True, 1),
+        ((None, 0.0), True, 1),  # the first one failed
+        ((0.0, 0.0), True, 0),
+        ((np.nan, np.nan), True, None),
+    ],
+)
+def test_choice(steps, scores, higher, chosen):
+    records = Records(steps.output_dir)
+    trials = steps.study.tuning("tiny", "names", "SFT")
+    for trial, score in zip(trials, scores, strict=True):
+        row = {"task": "t", "metric": "similarity", "unit": "0", "name": "", "kind": "model", "score": score}
+        table = pd.DataFrame([row | {"higher_is_better": higher}])
+        texts = pd.DataFrame(columns=["task", "unit", "answer", "reference", "document"])
+        if score is None:
+            records.add(trial.id, "train", {}, status="failed")
+        else:
+            records.add(trial.id, "validation", {}, table, texts)
+    found = steps.chosen(records, "tiny", "names", "SFT")
+    assert found == (None if chosen is None else trials[chosen])
+
+
 def test_run_without_any_success_leaves_the_others(steps, monkeypatch):
     monkeypatch.setattr(StandIn, "fails", lambda _, options: options["loss_type"] == "nll")
     records = Records(steps.output_dir)
@@ -239,14 +358,14 @@ def test_problems_are_reported_together(tmp_path):
             "mine": {"dataset_name": "rows.jsonl", "tasks": "bft_medmcqa", "test_dir": "test", "metrics": ["acc"]}
         },
         "eval": {"batchsize": 1},
-        "models": {"tiny": {"objectives": ["BTF"]}},
+        "models": {"tiny": {"objectives": ["DFT", "BTF"]}},
     }
     with pytest.raises(ValueError, match="has problems") as error:
         read_study(write_study(tmp_path, **changes))
     for text in (
         "no SFT arm: add one with `loss_type: nll`",
         "`objectives: BFT`: 'lerning_rate' is not known; did you mean 'learning_rate'?",
-        "`objectives: DFT`: `loss_type='dtf'` is not known",
+        "`objectives: DFT` (tiny, mine): `loss_type='dtf'` is not known",
         "`data: mine` has a dataset_name and needs `validation_dir`",
         "`eval`: 'batchsize' is not known; did you mean 'batch_size'?",
         "`models: tiny: objectives`: 'BTF' is not known; did you mean 'BFT'?",
@@ -262,6 +381,7 @@ def test_problems_are_reported_together(tmp_path):
         ("modles: {}", "'modles' is not known; did you mean 'models'"),
         ("seeds: [1, 1]", "different whole numbers"),
         ("a: [", "cannot be read"),
+        ("? [a]\n: 1", "cannot be read"),
     ],
 )
 def test_bad_file(tmp_path, text, message):
@@ -271,6 +391,45 @@ def test_bad_file(tmp_path, text, message):
         read_study(path)
 
 
+MINE = {"dataset_name": "d", "tasks": "t", "validation_dir": "v", "test_dir": "t", "metrics": ["acc"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": {1: {}}}, "the name 1 must be a text"),
+        ({"data": {"..": {"gene_sets": {}}}}, "the name '..' must be a text with a letter"),
+        ({"models": {"a": {"data": None}}}, "`models: a: data`: None must be a list"),
+        ({"models": {"a": {"data": []}}}, "`models: a: data` is empty"),
+        ({"models": {"a": {"objectives": ["BFT"]}}}, "has no SFT, which the others are compared with"),
+        ({"data": {"n": {"gene_sets": 5}}}, "`data: n: gene_sets`: 5 must be a mapping"),
+        ({"data": {"n": {"gene_sets": {"train_samples": -1}}}}, "-1 must be a number, 0 or more"),
+        ({"data": {"n": {"gene_sets": {}, "train": None}}}, "`data: n: train`: None must be a mapping"),
+        ({"data": {"n": {"gene_sets": {}, "eval": [1]}}}, "`data: n: eval`: [1] must be a mapping"),
+        ({"data": {"n": MINE | {"metrics": "acc"}}}, "`data: n: metrics`: 'acc' must be a list"),
+        ({"eval": {"limit": "few"}}, "`eval: limit`: 'few' must be a number"),
+        ({"eval": {"load_in_4bit": 1}}, "`eval: load_in_4bit`: 1 must be true or false"),
+        ({"objectives": {"SFT": {"loss_type": "nll"}}}, "nothing to compare"),
+        ({"objectives": STUDY["objectives"] | {"base model": {}}}, "`objectives: base model`"),
+        ({"objectives": STUDY["objectives"] | {"a": {"learning_rate": 1}}}, "no effect, because `tune` sets it"),
+        ({"tune": {"loss_type": ["nll", "bft"]}}, "`tune: loss_type` must be under the objectives"),
+        ({"train": {"anchor_coef": 0.1}}, "`train: anchor_coef` must be under the objectives"),
+        ({"tune": {"learning_rate": [0.1, 0.1]}}, "must be a list of different numbers"),
+        ({"tune": {"learning_rate": ["fast"]}}, "invalid float value: 'fast'"),
+        ({"train": {"max_steps": 2.5}}, "invalid int value: '2.5'"),
+        ({"train": {"max_steps": [2]}}, "invalid int value: '[2]'"),
+        ({"train": {"use_peft": False}}, "a study evaluates adapters"),
+        ({"train": {"model_name_or_path": "x"}}, "'model_name_or_path' is not known"),
+        ({"models": {"a b": {}, "a_b": {}}}, "'a b' and 'a_b' would have the same folders"),
+        ({"models": {"a": {}, "a: b": {}}, "data": {"n": {"gene_sets": {}}}}, "'a, n' and 'a: b, n' cannot be told"),
+        ({"models": {"a": {}, "a-b": {}}, "data": {"b-c": MINE, "c": MINE}}, "'a, b-c' and 'a-b, c' cannot be told"),
+    ],
+)
+def test_bad_values(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_study(write_study(tmp_path, **changes))
+
+
 def test_numbers_with_an_exponent(tmp_path):
     path = write_study(tmp_path)
     path.write_text(path.read_text().replace("- 0.1", "- 1e-3"))
@@ -278,7 +437,13 @@ def test_numbers_with_an_exponent(tmp_path):
 
 
 def test_check_finds_everything_before_training(tmp_path):
-    entry = {"tasks": "bft_medmcqa", "validation_dir": "v", "test_dir": "t", "metrics": ["acc"], "dataset_name": "d"}
+    entry = {
+        "tasks": "bft_medmcqa",
+        "validation_dir": "v",
+        "test_dir": "t",
+        "metrics": ["acc"],
+        "dataset_name": "d.jsonl",
+    }
     data = {**STUDY["data"], "mine": entry, "many": {"gene_sets": {}, "metrics": ["accuracy"]}}
     study = read_study(write_study(tmp_path, data=data))
     with pytest.raises(ValueError, match="problems:") as error:
@@ -286,6 +451,7 @@ def test_check_finds_everything_before_training(tmp_path):
     for text in (
         "`data: mine` has no validation documents: `data_dir='v'`: no such folder.",
         "`models: tiny`: `model_name_or_path='tiny'`",
+        "`data: mine`: `dataset_name='d.jsonl'`: no such file.",
         "`data: many: metrics`: ['accuracy'] are not of its tasks",
     ):
         assert text in str(error.value)
@@ -293,12 +459,20 @@ def test_check_finds_everything_before_training(tmp_path):
 
 def test_leak_stops_the_study(tmp_path):
     inputs = prepare("names", STUDY["data"]["names"], tmp_path)
-    assert find_leaks(inputs).empty
+    file = training_file(inputs, {}, tmp_path)
+    assert find_leaks(inputs, file).empty
     rows = pd.read_parquet(tmp_path / "rows" / "train.parquet")
     test = pd.read_parquet(tmp_path / "test" / "gene_sets_go.parquet")
     test.loc[0, "name"] = rows["name"][3]
     test.to_parquet(tmp_path / "test" / "gene_sets_go.parquet")
-    assert find_leaks(inputs)["train_row"].tolist() == [3]
+    assert find_leaks(inputs, file)["train_row"].tolist() == [3]
+    # Rows in a file of the user's, in no format of TRL, leak as well.
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("".join(json.dumps({"asks": name, "says": "x"}) + "\n" for name in ["other", test["name"][1]]))
+    questions = Inputs(str(mine), "bft_gene_sets_go", inputs.validation_dir, inputs.test_dir)
+    file = training_file(questions, {"prompt_column": "asks", "completion_columns": ["says"]}, tmp_path)
+    assert pd.read_parquet(file)["prompt"][1][0]["content"] == test["name"][1]
+    assert {*find_leaks(questions, file)["train"]} == {"train.parquet"}
 
 
 def test_medical_data_is_split_by_question(tmp_path):
@@ -350,7 +524,7 @@ def test_medical_data_is_split_by_question(tmp_path):
     assert held["test", "pubmedqa_test"]["id"].str.startswith("test").all()
     ids = [*rows["id"], *held["validation", "medmcqa_validation"]["id"], *held["test", "medmcqa_validation"]["id"]]
     assert len(ids) == len(set(ids))
-    assert find_leaks(inputs).empty
+    assert find_leaks(inputs, training_file(inputs, {}, tmp_path)).empty
 
 
 def test_ids_do_not_depend_on_local_folders(tmp_path):
@@ -383,9 +557,33 @@ def test_dry_run_and_status(tmp_path, monkeypatch, caplog, capsys):
     assert "train: 6 of 6 done" in caplog.text
     assert "Not running." in caplog.text
     assert "So far: " in caplog.text
+    code = "import sys; from pathlib import Path; from bft_trl.io import lock\n"
+    code += "with lock(Path(sys.argv[1])): print(flush=True); input()"
+    with POPEN(
+        [sys.executable, "-c", code, str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        caplog.clear()
+        assert main(["study", "status", *words]) == 0  # also while it runs
+        assert "Not running." not in caplog.text
+        assert main(["study", *words]) == 2
+        other.communicate(b"\n")
+    assert "another process is writing there" in capsys.readouterr().err
     monkeypatch.setattr(check.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     assert main(["study", *words]) == 2
     assert "0.0 GB" in capsys.readouterr().err
+
+
+def test_sigterm_ends_the_processes(tmp_path, monkeypatch):
+    steps = SimpleNamespace(output_dir=tmp_path)
+    monkeypatch.setattr(check, "check_study", lambda *args, **options: steps)
+    monkeypatch.setattr("bft_trl.study.status.log_plan", lambda *args, **options: None)
+    monkeypatch.setattr(execution, "run_steps", lambda *args, **options: os.kill(os.getpid(), signal.SIGTERM))
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["study", str(write_study(tmp_path)), "--output_dir", str(tmp_path / "out")]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def _study(args: argparse.Namespace) -> int:
         log_plan(steps, records, jobs=jobs)
         if args.dry_run:
             return 0
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the processes, as an interrupt does
         records.retry_failed()
         run_steps(steps, records, jobs=jobs, keep_adapters=args.keep_adapters)
         result = write_report(steps, records, seed=args.seed, n_resamples=args.resamples)

@@ -4,16 +4,24 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bft_trl.evaluation.runner import load_tasks
 from bft_trl.io import check_folder
 from bft_trl.models import Run, demo_model, load_tokenizer
-from bft_trl.study.inputs import Inputs, find_leaks, prepare
+from bft_trl.study.inputs import Inputs, find_leaks, prepare, training_file
 from bft_trl.study.plan import Study
 from bft_trl.study.steps import Steps
 
 logger = logging.getLogger(__name__)
+
+# Options of `bft-trl eval` without which a metric is left out.
+NEEDS = {
+    "similarity": ("encoder",),
+    "percentile": ("encoder", "background"),
+    **dict.fromkeys(("go_hit", "go_lin"), ("ontology",)),
+}
 
 
 def check_study(study: Study, output_dir: Path, *, allow_leaks: bool = False) -> Steps:
@@ -34,15 +42,14 @@ def check_study(study: Study, output_dir: Path, *, allow_leaks: bool = False) ->
     inputs = {name: _prepared(name, entry, output_dir, problems) for name, entry in study.data.items()}
     found = {name: given for name, given in inputs.items() if given is not None}
     for name, given in found.items():
-        problems += _task_problems(name, given, study)
-        leaks = find_leaks(given)
-        if len(leaks) and not allow_leaks:
-            examples = ", ".join(dict.fromkeys(f"{row.against} ({row.reason})" for row in leaks.itertuples()))
-            problems.append(
-                f"`data: {name}`: {len(leaks)} leaks into {examples}; see `bft-trl data check`, or --allow_leaks"
-            )
-    bases = {name: str(entry.get("model_name_or_path") or demo_model().path) for name, entry in study.models.items()}
-    sizes = {name: _adapter_bytes(name, base, study.models[name], problems) for name, base in bases.items()}
+        problems += [*_task_problems(name, given, study), *_leak_problems(name, given, study, allow_leaks)]
+    bases, sizes = {}, {}
+    for name, entry in study.models.items():
+        try:
+            bases[name] = str(entry.get("model_name_or_path") or demo_model().path)
+            sizes[name] = _adapter_bytes(bases[name], {**study.train, **entry})
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            problems.append(f"`models: {name}`: {str(error).splitlines()[0]}")
     if not problems:
         steps = Steps(study, found, bases, output_dir)
         problems += _disk_problems(steps, sizes)
@@ -61,10 +68,21 @@ def _prepared(name: str, entry: Mapping[str, Any], output_dir: Path, problems: l
 
 def _task_problems(name: str, inputs: Inputs, study: Study) -> list[str]:
     """Tasks and metrics that do not exist, and data without documents to choose on or to report on."""
-    problems = []
+    options = study.eval_options(name)
+    without = {
+        needed
+        for needed, default in (("encoder", ""), ("background", ""), ("ontology", "none"))
+        if options.get(needed, default) == "none"
+    }
+    problems = [
+        f"`data: {name}: metrics`: {metric!r} needs `{needed}` under `eval`"
+        for metric in study.metrics(name)
+        for needed in NEEDS.get(metric, ())
+        if needed in without
+    ]
     for part, folder in (("validation", inputs.validation_dir), ("test", inputs.test_dir)):
         metadata = {"data_dir": str(folder), "encoder": "none"}  # nothing is scored here
-        include_path = study.eval_options(name).get("include_path")
+        include_path = options.get("include_path")
         try:
             manager, loaded, left_out = load_tasks(
                 inputs.tasks.split(","), metadata=metadata, include_path=include_path
@@ -83,19 +101,30 @@ def _task_problems(name: str, inputs: Inputs, study: Study) -> list[str]:
     return problems
 
 
-def _adapter_bytes(name: str, base: str, options: Mapping[str, Any], problems: list[str]) -> int:
-    """Size of an adapter with its last checkpoint, about; 0 if the base model cannot be loaded."""
+def _leak_problems(name: str, inputs: Inputs, study: Study, allow_leaks: bool) -> list[str]:
+    """Training rows that cannot be read, and evaluation documents among them."""
+    model = next(iter(study.models))
+    try:
+        with TemporaryDirectory() as folder:
+            train = training_file(inputs, study.train_options(model, name), Path(folder))
+            leaks = find_leaks(inputs, train)
+    except (ValueError, OSError) as error:
+        return [f"`data: {name}`: {error}"]
+    if leaks.empty or allow_leaks:
+        return []
+    examples = ", ".join(dict.fromkeys(f"{row.against} ({row.reason})" for row in leaks.itertuples()))
+    return [f"`data: {name}`: {len(leaks)} leaks into {examples}; see `bft-trl data check`, or --allow_leaks"]
+
+
+def _adapter_bytes(base: str, options: Mapping[str, Any]) -> int:
+    """Size of an adapter with its last checkpoint, about. Raises ValueError or OSError without the model."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
-        load_tokenizer(Run(base))
-        config = AutoConfig.from_pretrained(base)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, OSError) as error:
-        problems.append(f"`models: {name}`: {str(error).splitlines()[0]}")
-        return 0
+    load_tokenizer(Run(base))
+    config = AutoConfig.from_pretrained(base)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     parameters = sum(module.in_features + module.out_features for module in linear) * options.get("lora_r", 16)
     return 4 * parameters * 4  # adapter, its copy in the checkpoint and two moments of the optimizer, in float32

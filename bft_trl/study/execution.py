@@ -38,6 +38,10 @@ def run_steps(steps: Steps, records: Records, *, jobs: int, keep_adapters: bool 
     Each process has one GPU, or one CPU and one thread. Training that was killed continues from its last checkpoint.
     On an interrupt the processes are ended.
     """
+    for step in steps.known(records):
+        if step.options and records.options(step.run, step.kind) not in (None, step.options):
+            records.forget(step.run, step.kind)
+            shutil.rmtree(steps.folder(step.run) / step.kind, ignore_errors=True)
     running: list[Running] = []
     total = sum(steps.count().values())
     done = sum(records.status(step.run, step.kind) == "done" for step in steps.known(records))
@@ -99,6 +103,7 @@ def _start(step: Step, slot: int, steps: Steps) -> Running:
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
             preexec_fn=pin,
+            start_new_session=True,  # Ctrl-C reaches the study alone: a second signal would end training at once
         )
     return Running(step, slot, process, time.monotonic())
 
@@ -117,7 +122,9 @@ def _device(slot: int) -> tuple[dict[str, str], Any]:
     import torch
 
     if torch.cuda.is_available():
-        return {"CUDA_VISIBLE_DEVICES": f"{slot % torch.cuda.device_count()}"}, None
+        count = torch.cuda.device_count()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+        return {"CUDA_VISIBLE_DEVICES": visible.split(",")[slot % count]}, None
     if not hasattr(os, "sched_setaffinity"):  # macOS and Windows
         return {"OMP_NUM_THREADS": "1"}, None
     cpus = sorted(os.sched_getaffinity(0))
@@ -156,7 +163,8 @@ def _add(step: Step, seconds: dict[str, float], steps: Steps, records: Records) 
     except (OSError, ValueError, KeyError) as error:
         _add_failed(step, seconds, f"its results cannot be read: {error}", steps, records)
         return
-    records.add(step.run, step.kind, seconds | numbers, scores, answers)
+    options = {"options": step.options} if step.options else {}
+    records.add(step.run, step.kind, seconds | numbers | options, scores, answers)
 
 
 def _add_failed(step: Step, seconds: dict[str, float], error: str, steps: Steps, records: Records) -> None:

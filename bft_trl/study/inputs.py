@@ -1,5 +1,6 @@
 """The rows of a study: training data, and evaluation documents to choose on and to report on."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +12,12 @@ from bft_trl.data.documents import check_leakage
 from bft_trl.data.evaluation_sets import PUBLISHED
 from bft_trl.data.gene_sets import load_gene_sets, shipped_sets, to_rows
 from bft_trl.data.leakage import normalize_text, split, without_leaks
+from bft_trl.data.loading import as_conversations, load_split, load_splits
 from bft_trl.data.medical import SOURCES, as_questions, question_row, read_published
 from bft_trl.data.tables import READERS, parquet_bytes
 from bft_trl.io import write_files
+
+logger = logging.getLogger(__name__)
 
 
 class Inputs(NamedTuple):
@@ -59,15 +63,30 @@ def prepare(name: str, entry: Mapping[str, Any], folder: Path) -> Inputs:
     return Inputs(str(folder / "rows"), tasks, folder / "validation", folder / "test")
 
 
-def find_leaks(inputs: Inputs) -> pd.DataFrame:
-    """Returns the training rows that leak documents of either evaluation, and validation documents in the test."""
-    rows = Path(inputs.dataset_name)
-    train = [rows / "train.parquet"] if rows.is_dir() else [rows] if rows.is_file() else []
+def find_leaks(inputs: Inputs, train: Path) -> pd.DataFrame:
+    """Returns the rows of `train` that leak documents of either evaluation, and validation documents in the test."""
     validation, test = (_documents(folder) for folder in (inputs.validation_dir, inputs.test_dir))
-    found = [check_leakage(train, [*validation, *test])] if train else []
+    if not validation or not test:
+        logger.warning("Not checked for leaks, because their columns are not known: the documents of %s", inputs.tasks)
+    found = [check_leakage([train], [*validation, *test])] if validation or test else []
     # The documents to choose on must not be those to report on.
     found += [check_leakage(validation, test)] if validation and test else []
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def training_file(inputs: Inputs, options: Mapping[str, Any], folder: Path) -> Path:
+    """Returns a file with the training rows, which is written to `folder` if they are not the package's.
+
+    `options` are those of training. Raises ValueError or OSError for data that training could not read.
+    """
+    file, name = Path(inputs.dataset_name) / "train.parquet", inputs.dataset_name
+    if file.is_file():
+        return file
+    rows = load_split(load_splits(name, config=options.get("dataset_config")), "train", name, argument="split")
+    columns: dict[str, Any] = {key: options.get(key) for key in ("prompt_column", "completion_columns")}
+    rows = as_conversations(rows, **columns) if any(columns.values()) else rows
+    rows.to_parquet(folder / "train.parquet")
+    return folder / "train.parquet"
 
 
 def _documents(folder: Path) -> list[Path]:

@@ -10,6 +10,11 @@ from typing import Any
 
 from bft_trl.study.inputs import BUILDERS
 
+# Options of training that `bft-trl inspect` has as well: how rows become prompt and answer.
+ROW_OPTIONS = (
+    *("dataset_config", "prompt_column", "completion_columns", "completion_only_loss", "assistant_only_loss"),
+)
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -26,8 +31,7 @@ class Trial:
     def id(self) -> str:
         """Name of its folder: what it is, and a hash of its options."""
         words = [self.model, self.data, self.objective, *(f"{value}" for _, value in self.tuned), f"{self.seed}"]
-        digest = hashlib.sha256(self.options.encode()).hexdigest()[:8]
-        return "-".join([re.sub(r"[^\w.]+", "_", word) for word in words] + [digest])
+        return "-".join([*map(as_name, words), _hash(self.options)])
 
     @property
     def cell(self) -> tuple[str, str, str]:
@@ -87,11 +91,26 @@ class Study:
             entry[name] = {key: value for key, value in (entry[name] or {}).items() if key != "data_dir"}
         return entry
 
+    def base_options(self, model: str, data: str) -> str:
+        """Returns a hash of what decides what the base model measures, but for the model."""
+        names = ("load_in_4bit", "max_length", *ROW_OPTIONS)
+        train = {name: value for name, value in self.train_options(model, data).items() if name in names}
+        return "base-" + _hash(json.dumps([train, self.data_source(data), self.eval_options(data)], sort_keys=True))
+
     def metrics(self, data: str) -> list[str]:
         """Returns the metrics to compare. The tuned options are chosen by the first one."""
         entry = self.data[data]
         made = [BUILDERS[name].metrics for name in BUILDERS if name in entry]
         return list(entry.get("metrics") or made[0])
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def as_name(text: str) -> str:
+    """Returns a text as part of the name of a folder."""
+    return re.sub(r"[^\w.]+", "_", text)
 
 
 def is_sft(objective: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """What the finished steps of a study measured: a table of steps, one of scores and one of answers."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,25 @@ class Records:
 
     def __init__(self, output_dir: Path) -> None:
         self.output_dir = output_dir
-        path = output_dir / "steps.csv"
-        self.steps = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["run", "kind", "status"])
-        self.scores, self.answers = self._read("scores", _SCORES), self._read("answers", _ANSWERS)
+        self.steps = self._read("steps.csv", ["run", "kind", "status"], pd.read_csv)
+        self.scores = self._read("scores.parquet", _SCORES, pd.read_parquet)
+        self.answers = self._read("answers.parquet", _ANSWERS, pd.read_parquet)
+        # Without its scores, of a table that was not copied, an evaluation is repeated.
+        scored = pd.MultiIndex.from_frame(self.scores[["run", "part"]])
+        found = pd.MultiIndex.from_frame(self.steps[["run", "kind"]]).isin(scored)
+        evaluated = self.steps["kind"].isin(["validation", "test"]) & (self.steps["status"] == "done")
+        self.steps = self.steps[~evaluated | found].reset_index(drop=True)
 
-    def _read(self, name: str, columns: list[str]) -> pd.DataFrame:
-        path = self.output_dir / f"{name}.parquet"
-        return pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=columns)
+    def _read(self, name: str, columns: list[str], read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+        path = self.output_dir / name
+        if not path.is_file():
+            return pd.DataFrame(columns=columns)
+        try:
+            table = read(path)
+            table[columns]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}: is damaged ({error}). Delete it to repeat what it had.") from error
+        return table
 
     def status(self, run: str, kind: str) -> str | None:
         """Returns "done", "failed" or None."""
@@ -42,6 +55,15 @@ class Records:
         """Returns a number that a step measured, or None."""
         found = self._find(run, kind)
         return None if found.empty or name not in found or pd.isna(found[name].iloc[0]) else float(found[name].iloc[0])
+
+    def options(self, run: str, kind: str) -> str | None:
+        """Returns the hash of the options of a base model's step; None if it was added without one."""
+        found = self._find(run, kind).get("options", pd.Series(dtype=object)).dropna()
+        return None if found.empty else str(found.iloc[0])
+
+    def forget(self, run: str, kind: str) -> None:
+        """Removes a step."""
+        self.steps = self.steps.drop(self._find(run, kind).index)
 
     def _find(self, run: str, kind: str) -> pd.DataFrame:
         return self.steps[(self.steps["run"] == run) & (self.steps["kind"] == kind)]
@@ -58,7 +80,8 @@ class Records:
     ) -> None:
         """Adds a step and writes the tables."""
         row = pd.DataFrame([{"run": run, "kind": kind, "status": status, **numbers}])
-        self.steps = _append(self.steps.drop(self._find(run, kind).index), row)
+        self.forget(run, kind)
+        self.steps = _append(self.steps, row)
         if scores is not None and answers is not None:
             self.scores = self._replace(self.scores, scores, run, kind)[_SCORES]
             self.answers = self._replace(self.answers, answers, run, kind)[_ANSWERS]
@@ -78,7 +101,7 @@ class Records:
     def validation_score(self, run: str, metric: str) -> float | None:
         """Returns the mean over the tasks of a run's validation score, higher is better.
 
-        None before it is there, minus infinity for a run that failed.
+        None before it is there, minus infinity for a run that failed or has no score.
         """
         if "failed" in (self.status(run, "train"), self.status(run, "validation")):
             return float("-inf")
@@ -86,10 +109,10 @@ class Records:
             return None
         rows = self.scores[(self.scores["run"] == run) & (self.scores["part"] == "validation")]
         rows = rows[(rows["metric"] == metric) & (rows["kind"] == "model")]
-        if rows.empty:
+        mean = rows.groupby("task")["score"].mean().mean()
+        if pd.isna(mean):
             return float("-inf")
-        sign = 1 if rows["higher_is_better"].iloc[0] else -1
-        return sign * float(rows.groupby("task")["score"].mean().mean())
+        return float(mean) if rows["higher_is_better"].iloc[0] else -float(mean)
 
 
 def _append(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:

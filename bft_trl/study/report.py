@@ -122,7 +122,7 @@ def _seed_mean(records: Records, ids: list[str], metric: str) -> list[float | No
     """Mean over tasks and seeds of a score, and its standard deviation over the seeds."""
     rows = records.scores[records.scores["run"].isin(ids) & (records.scores["part"] == "test")]
     rows = rows[(rows["metric"] == metric) & (rows["kind"] == "model")]
-    means = rows.groupby(["run", "task"])["score"].mean().groupby("run").mean()
+    means = rows.groupby(["run", "task"])["score"].mean().groupby("run").mean().dropna()
     return [float(means.mean()) if len(means) else None, float(means.std()) if len(means) > 1 else None]
 
 
@@ -150,13 +150,17 @@ def headline(result: dict[str, Any]) -> str:
     """Returns in one or two sentences which differences to SFT the study found."""
     n_tests, baseline = len(result["rows"]), result["baseline"]
     found = [row for row in result["rows"] if row["p_holm"] < ALPHA]
-    better = [row for row in found if row["difference"] > 0]
+    better = [row for row in found if (row["difference"] > 0) == _higher_is_better(result, row)]
     if not found:
         return f"In none of {n_tests} tests does an objective differ from {baseline} after Holm's adjustment."
     return (
         f"Of {n_tests} tests after Holm's adjustment, {len(better)} find an objective better than {baseline} and "
         f"{len(found) - len(better)} find one worse."
     )
+
+
+def _higher_is_better(result: dict[str, Any], row: dict[str, Any]) -> bool:
+    return bool(result["tasks"][row["task"]]["settings"]["higher_is_better"][row["metric"]])
 
 
 def _failed(records: Records) -> list[dict[str, str]]:

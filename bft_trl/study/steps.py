@@ -1,7 +1,6 @@
 """The steps of a study - train, evaluate, inspect - each a `bft-trl` command in a process of its own."""
 
 import json
-import re
 import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pandas as pd
 from bft_trl.io import read_json_object
 from bft_trl.models import wheel_encoder
 from bft_trl.study.inputs import Inputs
-from bft_trl.study.plan import Study, Trial
+from bft_trl.study.plan import ROW_OPTIONS, Study, Trial, as_name
 from bft_trl.study.records import Records
 
 # Options of every training run, which the file of the study overrides. nll is evaluated once, at the end.
@@ -37,12 +36,14 @@ class Step:
         kind: "train", "validation", "test", or "inspect" (confidence of the base model).
         command: arguments of `bft-trl`.
         trial: None for a base model.
+        options: hash of what decides the result of a base model, whose name has none; "" for a trial.
     """
 
     run: str
     kind: str
     command: tuple[str, ...]
     trial: Trial | None = None
+    options: str = ""
 
 
 class Steps:
@@ -79,7 +80,11 @@ class Steps:
         steps = []
         for model, data, objectives in self.study.grid():
             base = base_run(model, data)
-            steps += [Step(base, kind, self._base_command(kind, model, data)) for kind in ("inspect", "test")]
+            options = self.study.base_options(model, data)
+            steps += [
+                Step(base, kind, self._base_command(kind, model, data), options=options)
+                for kind in ("inspect", "test")
+            ]
             tuning = [self.study.tuning(model, data, objective) for objective in objectives]
             trials = [trial for found in tuning if len(found) > 1 for trial in found]
             steps += [self._step(trial, kind) for trial in trials for kind in ("train", "validation")]
@@ -114,11 +119,11 @@ class Steps:
         trials = self.study.tuning(model, data, objective)
         if len(trials) == 1:
             return trials[0]
-        scores = {trial: records.validation_score(trial.id, self.study.metrics(data)[0]) for trial in trials}
-        if any(score is None for score in scores.values()):
+        scores = [records.validation_score(trial.id, self.study.metrics(data)[0]) for trial in trials]
+        known = [score for score in scores if score is not None]
+        if len(known) < len(trials) or max(known) == -np.inf:
             return None
-        best = max(trials, key=lambda trial: scores[trial] or -np.inf)
-        return None if scores[best] == -np.inf else best
+        return trials[int(np.argmax(known))]
 
     def losers(self, records: Records) -> list[Trial]:
         """Returns the tuning runs that were not chosen, of the objectives for which the choice is made."""
@@ -163,7 +168,9 @@ class Steps:
         if kind == "test":
             return self._eval(kind, data, inputs, folder, *base)
         length = self.study.train_options(model, data).get("max_length", 1024)
-        rows = ("--dataset_name", inputs.dataset_name, "--num_samples", "100", "--max_length", f"{length}")
+        rows = ["--dataset_name", inputs.dataset_name, "--num_samples", "100", "--max_length", f"{length}"]
+        given = self.study.train_options(model, data)
+        rows += [word for name in ROW_OPTIONS if name in given for word in as_flag(name, given[name])]
         return ("inspect", *base, *rows, "--output_dir", str(folder / "inspect"))
 
     def train_config(self, trial: Trial) -> dict[str, Any]:
@@ -179,7 +186,7 @@ class Steps:
 
 def base_run(model: str, data: str) -> str:
     """Returns the id of a base model on a data set."""
-    return re.sub(r"[^\w.]+", "_", f"{BASE}-{model}-{data}")
+    return as_name(f"{BASE}-{model}-{data}")
 
 
 def as_flag(name: str, value: Any) -> list[str]:
@@ -202,7 +209,8 @@ def measured(step: Step, folder: Path) -> tuple[dict[str, Any], pd.DataFrame | N
     if step.kind == "train":
         summary = json.loads((folder / "train" / "summary.json").read_text(encoding="utf-8"))
         history = pd.read_csv(folder / "train" / "metrics.csv")
-        tokens = history["num_tokens"].max() if "num_tokens" in history else np.nan
+        # Tokens and seconds of a run that was resumed are those of its last part.
+        tokens = history["num_tokens"].dropna().tail(1).max() if "num_tokens" in history else np.nan
         memory = summary["peak_memory"]
         return (
             {
