@@ -26,7 +26,9 @@ SHOWN = ("loss_type", "bft_version", "token_weight_power", "min_token_weight", "
 
 def main() -> None:
     parser = TrlParser((BFTConfig, ModelConfig))
-    parser.set_defaults_with_config(**DEFAULTS | DEMO | {"eval_strategy": "no", "save_strategy": "no"})
+    parser.set_defaults_with_config(
+        **DEFAULTS | DEMO | {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no"}
+    )
     args, model_args = parser.parse_args_and_config()
     args.load_best_model_at_end = False
     trainer = BFTTrainer(
