@@ -110,5 +110,7 @@ if __name__ == "__main__":
         print(f"train.py: error: {str(error).partition(chr(10))[0]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ntrain.py: stopped. Continue with --resume_from_checkpoint True", file=sys.stderr)
+        print(
+            "\ntrain.py: stopped. --resume_from_checkpoint True continues from the last checkpoint.", file=sys.stderr
+        )
         sys.exit(130)

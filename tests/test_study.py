@@ -237,6 +237,16 @@ def test_killed_study_continues(steps, tmp_path, monkeypatch):
     assert write_report(other, Records(other.output_dir), n_resamples=99) == once
 
 
+def test_time_left_without_the_time_of_any_step(steps):
+    records = Records(steps.output_dir)
+    step = steps.ready(records)[0]
+    assert step.kind == "inspect"
+    records.add(step.run, step.kind, {})  # it outlived a study that was killed
+    rough = {"inspect": 1.0, "test": 2.0, "train": 10.0, "validation": 5.0}
+    # Left are 5 tests, 6 trainings and 4 validations.
+    assert time_left(steps, Records(steps.output_dir), jobs=2, rough=rough)["seconds"] == (10 + 60 + 20) / 2
+
+
 def test_interrupted_training_is_not_complete(steps):
     records = Records(steps.output_dir)
     step = next(step for step in steps.ready(records) if step.kind == "train")
@@ -301,12 +311,12 @@ def test_failed_runs_are_reported_and_stop_no_other(steps, tmp_path, monkeypatch
     records = Records(steps.output_dir)
     run_steps(steps, records, jobs=2)
     failed = records.steps[records.steps["status"] == "failed"]
-    assert failed["error"].tolist() == ["error: out of memory"]
+    assert failed["error"].tolist() == ["exit code 2: error: out of memory"]
     assert "out of memory" in caplog.text
     # The other rate is chosen for SFT.
     assert steps.chosen(records, "tiny", "names", "SFT").tuned == (("learning_rate", 0.1),)
     result = write_report(steps, records, n_resamples=99)
-    assert [entry["error"] for entry in result["failed"]] == ["error: out of memory"]
+    assert [entry["error"] for entry in result["failed"]] == ["exit code 2: error: out of memory"]
     left = time_left(steps, records, jobs=1, rough={})
     assert left["kinds"]["train"]["failed"] == 1
     # The next start repeats what failed.
@@ -455,6 +465,15 @@ def test_check_finds_everything_before_training(tmp_path):
         "`data: many: metrics`: ['accuracy'] are not of its tasks",
     ):
         assert text in str(error.value)
+
+
+def test_problems_of_the_file_and_of_the_data_are_one_list(tmp_path, capsys):
+    entry = {"tasks": ["bft_medmcqa"], "validation_dir": "v", "test_dir": "t", "metrics": ["acc"], "dataset_name": "d"}
+    file = write_study(tmp_path, data={**STUDY["data"], "mine": entry}, train={"lerning_rate": 1})
+    assert main(["study", str(file), "--output_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    for text in ("'lerning_rate' is not known", "`data: mine` has no test documents", "`models: tiny`"):
+        assert text in error
 
 
 def test_leak_stops_the_study(tmp_path):

@@ -47,7 +47,11 @@ def _study(args: argparse.Namespace) -> int:
     *command, file = args.words
     if command not in ([], ["status"]):
         raise ValueError(f"`study {' '.join(args.words)}`: use `bft-trl study FILE` or `bft-trl study status FILE`.")
-    study, path = read_study(Path(file)), args.folder or Path("outputs") / Path(file).stem
+    problems: list[str] = []
+    study, path = (
+        read_study(Path(file), None if command else problems),
+        args.folder or Path("outputs") / Path(file).stem,
+    )
     jobs = default_jobs() if args.jobs is None else args.jobs
     if jobs < 1 or args.resamples < 99:
         raise ValueError(f"`jobs={jobs}` must be 1 or more, `resamples={args.resamples}` 99 or more.")
@@ -61,7 +65,7 @@ def _study(args: argparse.Namespace) -> int:
             logger.info("So far: %s Open %s", result["headline"], path / "index.html")
         return 0
     with lock(path):
-        steps = check_study(study, path, allow_leaks=args.allow_leaks)
+        steps = check_study(study, path, allow_leaks=args.allow_leaks, problems=problems)
         records = Records(path)
         log_plan(steps, records, jobs=jobs)
         if args.dry_run:

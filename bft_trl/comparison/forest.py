@@ -1,6 +1,7 @@
 """Forest plot: the difference of each run to the baseline run, per task and metric, with its interval."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 from bft_trl.comparison.drawing import plain, plot_style, saved
@@ -82,8 +83,9 @@ def _draw(
     axis.locator_params(axis="x", nbins=6)
     axis.spines[["top", "right"]].set_visible(False)
     task, metric = panel
+    name = fill(plain(task, longest=100), 48)
     axis.set_title(
-        f"{plain(task, longest=72)}\n{plain(metric)} (n = {rows[0]['n']}, baseline {rows[0]['baseline_score']:.3g})",
+        f"{name}\n{plain(metric)} (n = {rows[0]['n']}, baseline {rows[0]['baseline_score']:.3g})",
         fontsize=9,
         loc="left",
     )

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,22 +24,25 @@ NEEDS = {
 }
 
 
-def check_study(study: Study, output_dir: Path, *, allow_leaks: bool = False) -> Steps:
+def check_study(study: Study, output_dir: Path, *, allow_leaks: bool = False, problems: Sequence[str] = ()) -> Steps:
     """Writes the data of a study to `output_dir`/data and returns its steps.
 
     Args:
         study: of [`read_study`].
         output_dir: folder of the study.
         allow_leaks: continue although evaluation documents are in the training data.
+        problems: of the file, to be reported with the others; the data sets that they name are not loaded.
 
-    Raises ValueError with all problems: data and tasks that cannot be loaded, leaks, base models that cannot be
+    Raises ValueError with all problems: those, data and tasks that cannot be loaded, leaks, base models that cannot be
     loaded, and too little disk.
     """
     check_folder(output_dir)
-    problems: list[str] = []
+    problems = list(problems)
     if len(study.seeds) == 1:
         logger.warning("One seed: the intervals will not include the variance over training runs.")
-    inputs = {name: _prepared(name, entry, output_dir, problems) for name, entry in study.data.items()}
+    named = {name for name in study.data if any(problem.startswith(f"`data: {name}") for problem in problems)}
+    data = {name: entry for name, entry in study.data.items() if name not in named}
+    inputs = {name: _prepared(name, entry, output_dir, problems) for name, entry in data.items()}
     found = {name: given for name, given in inputs.items() if given is not None}
     for name, given in found.items():
         problems += [*_task_problems(name, given, study), *_leak_problems(name, given, study, allow_leaks)]

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 from tqdm.auto import tqdm
 
 from bft_trl.io import last_complete_checkpoint, lock, write_text
@@ -154,7 +155,9 @@ def _finish(found: Running, steps: Steps, records: Records) -> None:
         _add(step, seconds, steps, records)
         return
     lines = (folder / f"{step.kind}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    _add_failed(step, seconds, lines[-1][-200:], steps, records)
+    code = found.process.returncode
+    reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}: {lines[-1][-200:]}"
+    _add_failed(step, seconds, reason, steps, records)
 
 
 def _add(step: Step, seconds: dict[str, float], steps: Steps, records: Records) -> None:
@@ -198,7 +201,9 @@ def time_left(steps: Steps, records: Records, *, jobs: int, rough: Mapping[str, 
     for kind, total in steps.count().items():
         rows = done[(done["kind"] == kind) & done["run"].map(lambda run, kind=kind: (run, kind) in known).astype(bool)]
         failed = int(((records.steps["kind"] == kind) & (records.steps["status"] == "failed")).sum())
-        mean = float(rows["seconds"].mean()) if len(rows) else rough[kind]
+        # A step that outlived a study that was killed has no time.
+        times = pd.to_numeric(rows.get("seconds", pd.Series())).dropna()
+        mean = float(times.mean()) if len(times) else rough[kind]
         counts[kind] = {"all": total, "done": len(rows), "failed": failed, "seconds": mean}
         seconds += mean * max(0, total - len(rows))
     return {"kinds": counts, "seconds": seconds / jobs}

@@ -79,9 +79,9 @@ class Records:
         status: str = "done",
     ) -> None:
         """Adds a step and writes the tables."""
-        row = pd.DataFrame([{"run": run, "kind": kind, "status": status, **numbers}])
         self.forget(run, kind)
-        self.steps = _append(self.steps, row)
+        row = {"run": run, "kind": kind, "status": status, "seconds": None, **numbers}
+        self.steps = pd.DataFrame([*self.steps.to_dict("records"), row])
         if scores is not None and answers is not None:
             self.scores = self._replace(self.scores, scores, run, kind)[_SCORES]
             self.answers = self._replace(self.answers, answers, run, kind)[_ANSWERS]

@@ -57,16 +57,26 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_study(path: Path) -> Study:
-    """Returns the study in a YAML file. Raises ValueError with all problems that the file itself shows."""
+def read_study(path: Path, problems: list[str] | None = None) -> Study:
+    """Returns the study in a YAML file.
+
+    Args:
+        path: file.
+        problems: gets the problems of names and values, to be reported with others; None raises ValueError for them.
+
+    Raises ValueError with all problems that the file itself shows, or that keep it from being read.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:  # TypeError: a name that is a list
         raise ValueError(f"`study={str(path)!r}` cannot be read: {' '.join(str(error).split())}") from error
-    problems = _shape_problems(content) or [*_type_problems(content)]
-    problems = problems or [*_name_problems(content), *_collisions(content), *_value_problems(Study(**content))]
-    if problems:
-        raise ValueError(f"`study={str(path)!r}` has problems:\n  " + "\n  ".join(problems))
+    found = _shape_problems(content) or [*_type_problems(content)]
+    readable = not found
+    found = found or [*_name_problems(content), *_collisions(content), *_value_problems(Study(**content))]
+    if problems is not None and readable:
+        problems += found
+    elif found:
+        raise ValueError(f"`study={str(path)!r}` has problems:\n  " + "\n  ".join(found))
     return Study(**content)
 
 
