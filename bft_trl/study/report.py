@@ -99,12 +99,14 @@ def _references(steps: Steps, records: Records) -> list[Run]:
 
 
 def _table(steps: Steps, records: Records, done: dict[tuple[str, str, str], list[Trial]]) -> list[dict[str, Any]]:
-    """One row per base model, data set and objective: chosen values, mean scores, nll and costs over the seeds."""
+    """One row per base model, data set and objective with test scores: what was chosen, mean scores, nll and costs."""
     rows = []
     for model, data, objectives in steps.study.grid():
         for name in [BASE, *objectives]:
             trials = done.get((model, data, name), [])
             ids = [base_run(model, data)] if name == BASE else [trial.id for trial in trials]
+            if not any(records.status(run, "test") == "done" for run in ids):
+                continue
             row: dict[str, Any] = {"model": model, "data": data, "objective": name, "seeds": len(ids)}
             row["chosen"] = dict(trials[0].tuned) if trials else {}
             row |= {m: _seed_mean(records, ids, m) for m in steps.study.metrics(data)}
