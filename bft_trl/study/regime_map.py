@@ -40,6 +40,10 @@ def regime_map(points: Sequence[Mapping[str, Any]], baseline: str, kind: str) ->
                     label=plain(objective),
                 )
             axis.axhline(0, color="#444444", linewidth=0.8)
+            # An interval of two seeds that differ can be many times as long as all differences.
+            values = [0, *(point["difference"] for point in shown)]
+            margin = 0.6 * (max(values) - min(values)) or 1
+            axis.set_ylim(min(values) - margin, max(values) + margin)
             for name, place in {(f"{p['model']}, {p['data']}", p["confidence"]): 0 for p in shown}:
                 axis.annotate(
                     plain(name, longest=60),
