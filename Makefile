@@ -4,7 +4,7 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-long lint profile bench gpu clean
 
-demo: $(INSTALLED)  ## train SmolLM2 with BFT on the shipped gene sets (about seven minutes on two cores)
+demo: $(INSTALLED)  ## train SmolLM2 with BFT on the shipped gene sets (seven to nine minutes on two cores)
 	$(VENV)/bin/python examples/train.py --output_dir outputs/demo --overwrite_output_dir
 
 test: $(INSTALLED)  ## all tests: offline, on the CPU

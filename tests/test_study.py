@@ -476,6 +476,11 @@ def test_problems_of_the_file_and_of_the_data_are_one_list(tmp_path, capsys):
         assert text in error
 
 
+def test_tasks_of_made_data_may_be_a_list(tmp_path):
+    entry = STUDY["data"]["names"] | {"tasks": ["bft_gene_sets_go", "bft_gene_sets_described_go"]}
+    assert prepare("names", entry, tmp_path).tasks == "bft_gene_sets_go,bft_gene_sets_described_go"
+
+
 def test_leak_stops_the_study(tmp_path):
     inputs = prepare("names", STUDY["data"]["names"], tmp_path)
     file = training_file(inputs, {}, tmp_path)

@@ -49,8 +49,9 @@ def prepare(name: str, entry: Mapping[str, Any], folder: Path) -> Inputs:
     Raises ValueError or OSError that names the data set.
     """
     builder = next((found for found in BUILDERS if found in entry), None)
+    tasks = entry.get("tasks", "")
+    tasks = tasks if isinstance(tasks, str) else ",".join(tasks)
     if builder is None:
-        tasks = entry["tasks"] if isinstance(entry["tasks"], str) else ",".join(entry["tasks"])
         return Inputs(entry["dataset_name"], tasks, Path(entry["validation_dir"]), Path(entry["test_dir"]))
     make, tasks_of, _, defaults = BUILDERS[builder]
     options = {**defaults, **(entry[builder] or {})}
@@ -59,8 +60,7 @@ def prepare(name: str, entry: Mapping[str, Any], folder: Path) -> Inputs:
     if short:
         raise ValueError(f"`data: {name}` has no rows for {', '.join(short)}: {options}.")
     write_files({folder / path: parquet_bytes(table) for path, table in tables.items()})
-    tasks = entry.get("tasks") or tasks_of(options)
-    return Inputs(str(folder / "rows"), tasks, folder / "validation", folder / "test")
+    return Inputs(str(folder / "rows"), tasks or tasks_of(options), folder / "validation", folder / "test")
 
 
 def find_leaks(inputs: Inputs, train: Path) -> pd.DataFrame:

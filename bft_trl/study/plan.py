@@ -11,9 +11,7 @@ from typing import Any
 from bft_trl.study.inputs import BUILDERS
 
 # Options of training that `bft-trl inspect` has as well: how rows become prompt and answer.
-ROW_OPTIONS = (
-    *("dataset_config", "prompt_column", "completion_columns", "completion_only_loss", "assistant_only_loss"),
-)
+ROW_OPTIONS = ("dataset_config", "prompt_column", "completion_columns", "completion_only_loss", "assistant_only_loss")
 
 
 @dataclass(frozen=True)

@@ -44,17 +44,7 @@ def regime_map(points: Sequence[Mapping[str, Any]], baseline: str, kind: str) ->
             values = [0, *(point["difference"] for point in shown)]
             margin = 0.6 * (max(values) - min(values)) or 1
             axis.set_ylim(min(values) - margin, max(values) + margin)
-            for name, place in {(f"{p['model']}, {p['data']}", p["confidence"]): 0 for p in shown}:
-                axis.annotate(
-                    plain(name, longest=60),
-                    (place, 0.01),
-                    xycoords=("data", "axes fraction"),
-                    rotation=90,
-                    fontsize=7,
-                    color="#666666",
-                    ha="right",
-                    va="bottom",
-                )
+            _name_places(axis, shown)
             axis.set(
                 xlabel="base model's mean confidence on the training answers",
                 ylabel=f"{metric}, minus {plain(baseline)}",
@@ -63,3 +53,18 @@ def regime_map(points: Sequence[Mapping[str, Any]], baseline: str, kind: str) ->
             axis.spines[["top", "right"]].set_visible(False)
             axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         return saved(figure, kind)
+
+
+def _name_places(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
+    """Writes base model and data set beside each confidence."""
+    for name, place in {(f"{p['model']}, {p['data']}", p["confidence"]): 0 for p in points}:
+        axis.annotate(
+            plain(name, longest=60),
+            (place, 0.01),
+            xycoords=("data", "axes fraction"),
+            rotation=90,
+            fontsize=7,
+            color="#666666",
+            ha="right",
+            va="bottom",
+        )

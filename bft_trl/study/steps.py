@@ -22,8 +22,8 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "eval_on_start": False,
     "save_strategy": "steps",
     "save_total_limit": 1,
+    "show_samples": 0,
 }
-TRAIN_DEFAULTS |= {"show_samples": 0}
 BASE = "base model"
 
 
@@ -162,14 +162,14 @@ class Steps:
 
     def _base_command(self, kind: str, model: str, data: str) -> tuple[str, ...]:
         inputs, folder = self.inputs[data], self.folder(base_run(model, data))
+        given = self.study.train_options(model, data)
         base: tuple[str, ...] = ("--model_name_or_path", self.bases[model])
-        if self.study.train_options(model, data).get("load_in_4bit", True):
+        if given.get("load_in_4bit", True):
             base = (*base, "--load_in_4bit")  # as in training
         if kind == "test":
             return self._eval(kind, data, inputs, folder, *base)
-        length = self.study.train_options(model, data).get("max_length", 1024)
-        rows = ["--dataset_name", inputs.dataset_name, "--num_samples", "100", "--max_length", f"{length}"]
-        given = self.study.train_options(model, data)
+        rows = ["--dataset_name", inputs.dataset_name, "--num_samples", "100"]
+        rows += ["--max_length", f"{given.get('max_length', 1024)}"]
         rows += [word for name in ROW_OPTIONS if name in given for word in as_flag(name, given[name])]
         return ("inspect", *base, *rows, "--output_dir", str(folder / "inspect"))
 
@@ -204,10 +204,10 @@ def shown(step: Step) -> str:
 def measured(step: Step, folder: Path) -> tuple[dict[str, Any], pd.DataFrame | None, pd.DataFrame | None]:
     """Returns what a finished step left in the folder of its run: numbers, scores and answers."""
     if step.kind == "inspect":
-        metrics = json.loads((folder / "inspect" / "report.json").read_text(encoding="utf-8"))["metrics"]
+        metrics = read_json_object(folder / "inspect" / "report.json")["metrics"]
         return {"confidence": metrics["token_confidence"], "nll": metrics["nll"]}, None, None
     if step.kind == "train":
-        summary = json.loads((folder / "train" / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json_object(folder / "train" / "summary.json")
         history = pd.read_csv(folder / "train" / "metrics.csv")
         # Tokens and seconds of a run that was resumed are those of its last part.
         tokens = history["num_tokens"].dropna().tail(1).max() if "num_tokens" in history else np.nan
@@ -225,7 +225,7 @@ def measured(step: Step, folder: Path) -> tuple[dict[str, Any], pd.DataFrame | N
         )
     scores = pd.read_parquet(folder / step.kind / "scores.parquet")
     answers = pd.read_parquet(folder / step.kind / "answers.parquet")
-    settings = json.loads((folder / step.kind / "settings.json").read_text(encoding="utf-8"))
+    settings = read_json_object(folder / step.kind / "settings.json")
     kinds = {name: entry.get("kind", "model") for name, entry in settings["models"].items()}
     scores["kind"] = scores["model"].map(kinds).fillna("model")
     scores["name"] = scores["model"].where(scores["kind"] != "model", "")  # not the path of an adapter
